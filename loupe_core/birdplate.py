@@ -8,7 +8,7 @@ feather texture are then multiplied in. ``fieldguide`` says which colours and pa
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 # CUB-200-2011's parts, in its order (parts/parts.txt)
 PARTS = ("back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape",
@@ -36,7 +36,8 @@ class Drawing:
 
 # Closed Catmull-Rom curve: the four weights of neighbouring control points at 6 steps along a segment.
 _T = np.arange(6)[:, None] / 6
-_WEIGHTS = np.hstack([-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3, _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2]) / 2
+_WEIGHTS = np.hstack([-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3,
+                      _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2]) / 2
 
 
 def _smooth(points) -> np.ndarray:
@@ -194,10 +195,12 @@ class _Bird:
         body, base = self._body, _tint(self.back, -0.14)
         dark = _tint(base, -0.42)
         self.fill(body(_smooth(_WING)), base)
-        self.fill(body(_smooth([(-0.02, -0.085), (-0.20, -0.085), (-0.46, 0.018), (-0.24, 0.052), (-0.03, 0.070)])), dark)
+        self.fill(body(_smooth([(-0.02, -0.085), (-0.20, -0.085), (-0.46, 0.018), (-0.24, 0.052), (-0.03, 0.070)])),
+                  dark)
         for k in range(6):  # flight feathers
             y = -0.07 + 0.024 * k
-            self.line(body([(-0.03 - 0.01 * k, y + 0.01), (-0.40 + 0.018 * k, 0.004 + 0.008 * k)]), _tint(dark, 0.22), 0.006)
+            self.line(body([(-0.03 - 0.01 * k, y + 0.01), (-0.40 + 0.018 * k, 0.004 + 0.008 * k)]),
+                      _tint(dark, 0.22), 0.006)
         for x in (0.13, 0.05):  # rows of coverts
             self.line(body([(x + 0.03, -0.11), (x, -0.03), (x - 0.01, 0.05)]), _tint(base, -0.25), 0.007)
         light, kind = (244, 240, 230), self.attributes["wing"]
@@ -239,7 +242,8 @@ def _background(rng, size) -> Image.Image:
         light = (240, 236, 224) if rng.random() < 0.5 else _tint(colour, -0.5)
         if kind == 2:  # bars, as on a wing or a tail
             for u in (-0.5, 0.0, 0.5):
-                pen.line((np.array([(u, -0.45), (u, 0.45)]) @ spin + (x, y)).ravel().tolist(), light, max(int(r / 5), 2))
+                bar = np.array([(u, -0.45), (u, 0.45)]) @ spin + (x, y)
+                pen.line(bar.ravel().tolist(), light, max(int(r / 5), 2))
         elif kind == 3:  # spots, as on a breast
             for dx, dy in rng.uniform(-0.4, 0.4, (6, 2)) @ spin + (x, y):
                 pen.ellipse((dx - r / 9, dy - r / 9, dx + r / 9, dy + r / 9), light)
@@ -252,10 +256,12 @@ def _twig(pen, rng, start, stop, width, leaves):
     wood = _tint((112, 88, 66), rng.uniform(-0.3, 0.3))
     bend = rng.normal(0, 0.03, 2) * np.abs(stop - start).max()
     path = np.array([start, start + (stop - start) * 0.35 + bend, start + (stop - start) * 0.7 - bend / 2, stop])
-    for colour, shift, share in ((_tint(wood, -0.3), 0, width), (wood, -0.12, 0.7 * width), (_tint(wood, 0.25), -0.28, 0.25 * width)):
-        pen.line((path + (0, shift * width)).ravel().tolist(), (*colour, 255), max(int(share), 1), joint="curve")
+    for light, shift, share in ((-0.3, 0, 1.0), (0.0, -0.12, 0.7), (0.25, -0.28, 0.25)):
+        line = (path + (0, shift * width)).ravel().tolist()
+        pen.line(line, (*_tint(wood, light), 255), max(int(share * width), 1), joint="curve")
     for _ in range(leaves):
-        at, turn, r = path[1] + (path[2] - path[1]) * rng.uniform(-1, 2), rng.uniform(0, 2 * np.pi), width * rng.uniform(1.3, 2.4)
+        at = path[1] + (path[2] - path[1]) * rng.uniform(-1, 2)
+        turn, r = rng.uniform(0, 2 * np.pi), width * rng.uniform(1.3, 2.4)
         c, s = np.cos(turn), np.sin(turn)
         leaf = (_smooth([(0, 0), (1, -0.5), (2.4, 0), (1, 0.5)]) * r) @ np.array([[c, s], [-s, c]]) + at
         green = _tint((96, 122, 66), rng.uniform(-0.3, 0.3))
@@ -275,14 +281,25 @@ def _volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
 def _feathers(rng, shape, turn: float, fine: float) -> np.ndarray:
     """Fine streaks along the body, ``(h, w, 1)`` around 1."""
     side = int(1.5 * max(shape)) + 4
-    noise = rng.normal(128, 34, (max(int(side / fine), 4), max(int(side / (4 * fine)), 3))).clip(0, 255).astype(np.uint8)
-    tile = Image.fromarray(noise).resize((side, side), Image.BILINEAR).rotate(-np.rad2deg(turn), Image.BILINEAR)
+    noise = rng.normal(128, 34, (max(int(side / fine), 4), max(int(side / (4 * fine)), 3)))
+    tile = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
+    tile = tile.rotate(-np.rad2deg(turn), Image.BILINEAR)
     top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
     tile = np.asarray(tile, np.float32)[top:top + shape[0], left:left + shape[1]]
     return (1 + (tile - 128) / 128 * 0.42)[..., None]
 
 
-def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: tuple[float, float]) -> Drawing:
+def _weather(picture: np.ndarray, rng, strength: float) -> np.ndarray:
+    """Haze, a lens a little out of focus, and a dim sensor's grain, each from none to its most, `strength` times."""
+    size = len(picture)
+    haze, blur, grain = strength * rng.uniform(0, 1, 3) * (0.7, 0.014 * size, 16)
+    picture = picture * (1 - haze) + haze * np.array((196, 202, 206), np.float32) * rng.uniform(0.7, 1.1)
+    soft = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(float(blur)))
+    return np.asarray(soft, np.float32) + rng.normal(0, grain, (size, size, 1))
+
+
+def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: tuple[float, float],
+          weather: float) -> Drawing:
     """Paints the bird of `attributes`; ``fieldguide.draw`` is the public door and documents the arguments."""
     bird = _Bird(attributes, bird_rng)
     mirror = -1.0 if bird_rng.random() < 0.5 else 1.0
@@ -321,7 +338,8 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
     pen = ImageDraw.Draw(scene)
     foot = pixels(bird.foot * squeeze) + (0, 0.028 * scale)
     slope = scene_rng.uniform(-0.12, 0.12)
-    _twig(pen, scene_rng, foot - (1.3 * size, slope * 1.3 * size), foot + (1.3 * size, slope * 1.3 * size), 0.055 * scale, 2)
+    reach = 1.3 * size * np.array((1.0, slope))
+    _twig(pen, scene_rng, foot - reach, foot + reach, 0.055 * scale, 2)
     picture = np.asarray(scene.convert("RGB"), np.float32).copy()
 
     # paste: the part of the bird's layer that lies inside the frame
@@ -334,7 +352,7 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
     picture[ys, xs] += rgb[cut]
 
     front = Image.new("RGBA", (2 * size, 2 * size))
-    for _ in range(scene_rng.integers(0, 3) if twigs else 0):
+    for _ in range(scene_rng.integers(0, 3 + round(2 * weather)) if twigs else 0):
         pen = ImageDraw.Draw(front)
         start = (scene_rng.uniform(0, 2 * size), 2.1 * size * scene_rng.integers(0, 2) - 0.05 * size)
         stop = (scene_rng.uniform(-0.1, 2.1) * size, scene_rng.uniform(0, 2) * size)
@@ -345,6 +363,8 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
 
     light = scene_rng.uniform(0.80, 1.14) * (1 + scene_rng.normal(0, 0.025, 3))  # brightness, and a cast
     picture = picture * light + scene_rng.normal(0, 2.2, (size, size, 1))
+    if weather:
+        picture = _weather(picture, scene_rng, weather)
     segmentation = cover * (1 - hidden[..., 0]) > 0.5
     return Drawing(picture.clip(0, 255).astype(np.uint8), segmentation,
                    _parts(bird, pixels, squeeze, mirror * bird.look_back, mirror, hidden[..., 0]),

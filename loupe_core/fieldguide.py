@@ -15,6 +15,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def random_attributes(rng: np.random.Generator) -> dict[str, str]:
 
 
 def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twigs: bool = True,
-         area: tuple[float, float] = (0.15, 0.60)) -> Drawing:
+         area: tuple[float, float] = (0.15, 0.60), weather: float = 0.0) -> Drawing:
     """Draws one bird.
 
     Args:
@@ -128,6 +129,7 @@ def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twi
             with another `scene_seed` is the same bird before another background.
         twigs: whether twigs may pass in front of the bird.
         area: range of the bird's box as a share of the frame's area.
+        weather: 0 is the clear light of a plate; 1 adds haze, blur, grain and more twigs, up to a wet morning.
 
     Returns:
         Drawing: image ``(size, size, 3)`` uint8; segmentation ``(size, size)`` bool; parts ``(15, 3)`` x, y, visible
@@ -142,16 +144,16 @@ def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twi
     seed = np.atleast_1d(seed).tolist()
     bird = np.random.default_rng([*seed, 1])
     scene = np.random.default_rng([*(seed if scene_seed is None else np.atleast_1d(scene_seed).tolist()), 2])
-    return paint(attributes, bird, scene, size, twigs, area)
+    return paint(attributes, bird, scene, size, twigs, area, weather)
 
 
-def _draw_job(job, size):
+def _draw_job(job, size, weather):
     species_index, seed = job
-    return draw(SPECIES[species_index].attributes, seed, size)
+    return draw(SPECIES[species_index].attributes, seed, size, weather=weather)
 
 
 def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 30, test: int = 20, size: int = 112,
-                     seed: int = 0, workers: int = 0) -> Path:
+                     seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
     """Writes a set of drawn birds in CUB-200-2011's layout, with segmentations and ``attributes.json``.
 
     The set is built beside `root` and moved there when it is complete; an unfinished one is never left behind.
@@ -162,6 +164,7 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 
         train, test: images per species in the official train and test split.
         size: side of the images in pixels.
         seed: same seed, same images.
+        weather: see `draw`. The backbone was pretrained on plates; what it meets here are views from the field.
         workers: processes to draw with; 0 draws in this one.
 
     Returns:
@@ -172,7 +175,7 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 
     """
     root = Path(root)
     description = dict(
-        generator="loupe_core.fieldguide", version=1, seed=seed, size=size, train=train, test=test,
+        generator="loupe_core.fieldguide", version=1, seed=seed, size=size, weather=weather, train=train, test=test,
         species=[asdict(s) for s in species], attributes=ATTRIBUTES, part_of=PART_OF,
     )
     text = json.dumps(description, indent=1)
@@ -196,9 +199,10 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 
             jobs.append((number, (seed, number, k)))
             rows.append((c, f"{folders[c]}/{s.name}_{k:04d}", int(k < train)))
     tables = {name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes", "part_locs")}
-    with ProcessPoolExecutor(max(workers, 1)) as pool:
+    with ProcessPoolExecutor(max(workers, 1), get_context("spawn")) as pool:  # a fork of a threaded notebook may hang
         mapper = partial(pool.map, chunksize=16) if workers else map
-        for i, (drawing, (c, stem, is_train)) in enumerate(zip(mapper(partial(_draw_job, size=size), jobs), rows), 1):
+        drawings = mapper(partial(_draw_job, size=size, weather=weather), jobs)
+        for i, (drawing, (c, stem, is_train)) in enumerate(zip(drawings, rows), 1):
             # PNG: lossless and the same bytes of pixels everywhere; JPEG would blur a bill of six pixels
             Image.fromarray(drawing.image).save(building / "images" / f"{stem}.png", compress_level=1)
             segmentation = Image.fromarray(drawing.segmentation.astype(np.uint8) * 255)

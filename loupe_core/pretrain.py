@@ -14,6 +14,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def _draw_one(job) -> tuple[np.ndarray, np.ndarray, list[int]]:
 
 def draw_set(count: int, first_seed: int, area: tuple[float, float], workers: int):
     """`count` random birds: images ``(N, 112, 112, 3)`` uint8, boxes ``(N, 4)`` float32, labels ``(N, A)`` int64."""
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         jobs = ((first_seed + i, area) for i in range(count))
         images, boxes, labels = zip(*pool.map(_draw_one, jobs, chunksize=64))
     return torch.from_numpy(np.stack(images)), torch.tensor(np.stack(boxes), dtype=torch.float32), torch.tensor(labels)

@@ -1,0 +1,47 @@
+# `make book` and `make test` are all that is needed; the first of them also makes .venv and installs into it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing here needs a model hub; offline, a library that would ask one says so at once instead of waiting.
+HF_HUB_OFFLINE ?= 1
+export HF_HUB_OFFLINE
+
+.DEFAULT_GOAL := help
+.PHONY: help book test fieldguide weights clean
+
+help:
+	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
+	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
+	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
+	@echo "make weights     pretrain swin_micro again (up to 90 minutes on two cores)"
+	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
+	@echo "Another Python: make book PYTHON=python3.12"
+
+book: $(INSTALLED)
+	@$(BIN)/python scripts/build_book.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval book
+
+fieldguide: $(INSTALLED)
+	$(BIN)/python -m loupe_core fieldguide data/fieldguide
+
+weights: $(INSTALLED)
+	$(BIN)/python -m loupe_core.pretrain
+
+clean:
+	rm -rf book/_build build .pytest_cache .hypothesis *.egg-info
+	find book loupe_core scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is older than pyproject.toml after a change there, and only then is there anything to install.
+TOO_OLD = $(PYTHON) is Python %d.%d and 3.10 or newer is needed: try make PYTHON=python3.12
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v < (3, 10) and sys.exit("loupe: $(TOO_OLD)" % v)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once, some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'
+	@touch $@

@@ -1,0 +1,6 @@
+"""Settings for `pytest --nbval book`."""
+
+import os
+
+# A progress bar is for someone who watches. On the page it is a dead widget, and no two runs print the same.
+os.environ["TQDM_DISABLE"] = "1"

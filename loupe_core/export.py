@@ -1,0 +1,61 @@
+"""A trained model as one ONNX file, with logits and masks as outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from loupe_core.errors import LoupeError
+from loupe_core.model import LoupeModel
+from loupe_core.sites import one_line
+
+
+class _WithMask(nn.Module):
+    """The model as a function of the image alone."""
+
+    def __init__(self, model: LoupeModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor):
+        return self.model(image, return_mask=True)
+
+
+def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True) -> list[str]:
+    """Writes `model`, in eval mode, as an ONNX file; needs the packages onnx and onnxscript.
+
+    Input: "image" `(B, 3, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
+    Outputs: "logits" `(B, K)`, and "mask" `(B, 1, h, w)`; with a list of sites "mask_stage2", ... one for each.
+
+    Args:
+        dynamic_batch: Let B vary; False fixes it to 1.
+
+    Returns:
+        The names of the outputs.
+
+    Raises:
+        LoupeError: The backbone has something that the exporter cannot express, or the file cannot be written.
+    """
+    names = ["logits", *(["mask"] if model.one_mask else [f"mask_{key}" for key in model.gates])]
+    like = next(model.parameters())
+    # Two images, because torch.export takes a batch of one for a constant.
+    images = torch.zeros(2 if dynamic_batch else 1, 3, *model.img_size, dtype=like.dtype, device=like.device)
+    was_training = model.training
+    try:
+        program = torch.onnx.export(
+            _WithMask(model).eval(),
+            (images,),
+            input_names=["image"],
+            output_names=names,
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}} if dynamic_batch else None,
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(str(path))
+    except Exception as error:  # the exporter's stages each raise their own kinds
+        raise LoupeError(f"{model.backbone_name} cannot be exported to {path}: {one_line(error)}") from error
+    finally:
+        model.train(was_training)
+    return names

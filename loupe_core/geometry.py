@@ -1,0 +1,221 @@
+"""Photograph to model input, with the way back.
+
+Points are (x, y) in continuous pixel coordinates: (0, 0) is the outer corner of the top left pixel, whose
+centre is (0.5, 0.5). Sizes are (H, W). A photograph's own coordinates are those of the upright picture, after
+any EXIF rotation, as `open_image` returns it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from loupe_core.errors import LoupeError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a photograph became a model input: scale, then crop, then mirror.
+
+    x_input = x * sx - ox, and W_input - x_input where flipped; the same for y, which is never flipped.
+    """
+
+    original_size: tuple[int, int]  # (H, W) of the upright photograph, px
+    input_size: tuple[int, int]  # (H, W) of the model input, px
+    scale: tuple[float, float]  # (sy, sx), input px per photograph px
+    offset: tuple[float, float]  # (oy, ox), top left corner of the crop in the scaled photograph, px
+    flipped: bool = False  # mirrored left to right
+
+    def to_input(self, points: Any) -> np.ndarray:
+        """Points (..., 2) of the photograph -> the same points in the model input, float64."""
+        points = _as_points(points) * self.scale[::-1] - self.offset[::-1]
+        return self._flip(points)
+
+    def to_original(self, points: Any) -> np.ndarray:
+        """Points (..., 2) of the model input -> the same points in the photograph, float64."""
+        points = self._flip(_as_points(points))
+        return (points + self.offset[::-1]) / self.scale[::-1]
+
+    def visible_box(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) of the photograph: the window that the model sees."""
+        h, w = self.input_size
+        corners = self.to_original([[0, 0], [w, h]])
+        (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
+        # rounding may leave the window's edge 1e-14 px outside the photograph
+        height, width = self.original_size
+        return max(float(x0), 0.0), max(float(y0), 0.0), min(float(x1), width), min(float(y1), height)
+
+    def _flip(self, points: np.ndarray) -> np.ndarray:
+        return points * (-1, 1) + (self.input_size[1], 0) if self.flipped else points
+
+
+class EvalTransform:
+    """Resize the shorter side to floor(size / crop_pct), crop the centre, normalise: timm's evaluation.
+
+    The pixels are timm's own; what is added is the `Geometry`.
+    Call: RGB PIL image -> (tensor (3, H, W), Geometry).
+
+    Args:
+        input_size: (H, W) in px, or one number for a square.
+        mean, std: per channel, for pixel values in [0, 1].
+        crop_pct: share of the resized shorter side that is kept, in (0, 1].
+        interpolation: one of `INTERPOLATIONS`.
+
+    Raises:
+        LoupeError: a setting that is out of range, by name.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+    ):
+        self.input_size = _check_size(input_size)
+        _check_interpolation(interpolation)
+        if not 0 < crop_pct <= 1:
+            raise LoupeError(f"crop_pct: found {crop_pct}, expected a share in (0, 1], such as 0.875")
+        pipeline = create_transform(
+            self.input_size,
+            is_training=False,
+            interpolation=interpolation,
+            mean=mean,
+            std=std,
+            crop_pct=crop_pct,
+        )
+        self.resize, *self.crop_and_normalise = pipeline.transforms
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
+        resized = self.resize(image)
+        x = resized
+        for step in self.crop_and_normalise:
+            x = step(x)
+        h, w = self.input_size
+        # the two sides are rounded to whole pixels on their own, so their scales differ a little
+        scale = (resized.height / image.height, resized.width / image.width)
+        # torchvision's centre crop: whole pixels, halves rounded to even
+        offset = (float(round((resized.height - h) / 2)), float(round((resized.width - w) / 2)))
+        return x, Geometry((image.height, image.width), self.input_size, scale, offset)
+
+
+class TrainTransform:
+    """Random resized crop, mirror, and timm's RandAugment where asked; then normalise.
+
+    Call: RGB PIL image -> (tensor (3, H, W), Geometry). The geometry is None with RandAugment, which shears
+    and rotates without leaving a record. Crop and mirror draw from torch's global generator, RandAugment from
+    `random` and NumPy's global generator. DataLoader workers seed all three from torch's seed; without
+    workers, seed all three yourself.
+
+    Args:
+        input_size, mean, std, interpolation: as in `EvalTransform`.
+        scale: least and largest share of the photograph's area in the crop.
+        ratio: least and largest width / height of the crop.
+        hflip: probability of the mirror.
+        randaugment: timm's description, such as "rand-m9-mstd0.5" (the paper's), or None.
+
+    Raises:
+        LoupeError: a setting that is out of range, by name.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: str = "bicubic",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        randaugment: str | None = None,
+    ):
+        self.input_size = _check_size(input_size)
+        self.interpolation = _check_interpolation(interpolation)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise LoupeError(
+                f"scale: found {scale}, expected two shares of the area with 0 < least <= largest <= 1"
+            )
+        if not 0 < ratio[0] <= ratio[1]:
+            raise LoupeError(
+                f"ratio: found {ratio}, expected two width / height ratios with 0 < least <= largest"
+            )
+        if not 0 <= hflip <= 1:
+            raise LoupeError(f"hflip: found {hflip}, expected a probability in [0, 1]")
+        self.mean, self.std, self.scale, self.ratio, self.hflip = list(mean), list(std), scale, ratio, hflip
+        self.randaugment = None
+        if randaugment is not None:
+            grey = tuple(min(255, round(255 * value)) for value in mean)  # fills what a shear leaves empty
+            settings = dict(
+                translate_const=int(min(self.input_size) * 0.45),
+                img_mean=grey,
+                interpolation=str_to_pil_interp(interpolation),
+            )
+            try:
+                self.randaugment = rand_augment_transform(randaugment, settings)
+            except (AssertionError, ValueError):
+                expected = "timm's description, such as 'rand-m9-mstd0.5'"
+                raise LoupeError(f"randaugment: found {randaugment!r}, expected {expected}") from None
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
+        h, w = self.input_size
+        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        x = F.resized_crop(image, top, left, height, width, [h, w], self.interpolation)
+        flipped = torch.rand(()).item() < self.hflip
+        if flipped:
+            x = F.hflip(x)
+        if self.randaugment is not None:
+            geometry = None
+            x = self.randaugment(x)
+        else:
+            sy, sx = h / height, w / width
+            geometry = Geometry((image.height, image.width), (h, w), (sy, sx), (top * sy, left * sx), flipped)
+        return F.normalize(F.to_tensor(x), self.mean, self.std, inplace=True), geometry
+
+
+def transforms_for(
+    data_config: dict[str, Any], train: bool, **overrides: Any
+) -> EvalTransform | TrainTransform:
+    """The transform that a model's `data_config` asks for: input_size, mean, std, interpolation, crop_pct.
+
+    `overrides` replace or add arguments of `TrainTransform` (train=True) or `EvalTransform` (train=False).
+    """
+    names = ("mean", "std", "interpolation") if train else ("mean", "std", "interpolation", "crop_pct")
+    settings = {"input_size": tuple(data_config["input_size"][-2:])} | {
+        name: data_config[name] for name in names
+    }
+    return (TrainTransform if train else EvalTransform)(**(settings | overrides))
+
+
+def _as_points(points: Any) -> np.ndarray:
+    points = np.asarray(points, dtype=np.float64)
+    if points.shape[-1:] != (2,):
+        raise LoupeError(f"points: found an array of shape {points.shape}, expected (..., 2) with x, y last")
+    return points
+
+
+def _check_size(input_size: Any) -> tuple[int, int]:
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise LoupeError(
+            f"input_size: found {input_size}, expected (H, W) in whole pixels, such as (224, 224)"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _check_interpolation(interpolation: str) -> InterpolationMode:
+    if interpolation not in INTERPOLATIONS:
+        raise LoupeError(
+            f"interpolation: found {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}"
+        )
+    return str_to_interp_mode(interpolation)

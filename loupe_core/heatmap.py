@@ -1,0 +1,213 @@
+"""A mask back on its photograph: the right pixels, a picture, and the same in words.
+
+A heatmap is an array (H, W) of the photograph's own size, NaN where the model saw nothing.
+"""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from loupe_core.errors import LoupeError
+from loupe_core.geometry import Geometry
+
+
+def mask_to_original(mask: Any, geometry: Geometry | None, fill: float = np.nan) -> np.ndarray:
+    """Undo flip, crop and resize: a mask over the model input -> a heatmap (H, W) of the photograph, float64.
+
+    Bilinear between the centres of the mask's cells (align_corners=False), constant beyond the outer centres.
+
+    Args:
+        mask: (H, W) values over the whole model input; leading axes of length 1 are dropped.
+        geometry: of the sample.
+        fill: the value outside of what the model saw.
+
+    Raises:
+        LoupeError: another shape, or no geometry.
+    """
+    if geometry is None:
+        raise LoupeError("geometry: found None (RandAugment keeps none), expected one; use EvalTransform")
+    mask = _as_array(mask)
+    height, width = geometry.original_size
+    # neither resize nor crop mixes x and y, so bilinear interpolation is one matrix for each
+    centres = np.zeros((max(height, width), 2)) + np.arange(max(height, width))[:, None] + 0.5
+    x, y = geometry.to_input(centres).T
+    x, y = x[:width], y[:height]
+    heatmap = _weights(y, mask.shape[0], geometry.input_size[0]) @ mask
+    heatmap = heatmap @ _weights(x, mask.shape[1], geometry.input_size[1]).T
+    heatmap[(y < 0) | (y > geometry.input_size[0])] = fill
+    heatmap[:, (x < 0) | (x > geometry.input_size[1])] = fill
+    return heatmap
+
+
+def peak(heatmap: Any, geometry: Geometry | None = None) -> tuple[float, float]:
+    """(x, y) of the maximum in the photograph: the centre of its cell; for ties, the mean of the centres.
+
+    Args:
+        heatmap: (H, W) of the photograph; or, with a geometry, the mask itself, which gives the exact cell:
+            a heatmap is flat from the centre of an outer cell to the edge.
+
+    Raises:
+        LoupeError: another shape, or no finite value.
+    """
+    values = _as_array(heatmap)
+    highest = np.nanmax(values)
+    # interpolation leaves equal values 1e-16 apart
+    rows, columns = np.nonzero(highest - values <= 1e-9 * abs(highest))
+    point = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+    if geometry is not None:
+        h, w = values.shape
+        point = geometry.to_original(point * (geometry.input_size[1] / w, geometry.input_size[0] / h))
+    return float(point[0]), float(point[1])
+
+
+def contour_level(heatmap: Any, percentile: float) -> float:
+    """The value below which `percentile` percent of the seen pixels lie; LoupeError outside of [0, 100]."""
+    if not 0 <= percentile <= 100:
+        raise LoupeError(f"percentile: found {percentile}, expected a number in [0, 100]")
+    return float(np.nanpercentile(_as_array(heatmap), percentile))
+
+
+def overlay(
+    image: Image.Image | np.ndarray,
+    heatmap: Any,
+    alpha: float = 0.5,
+    cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Colour the photograph by the heatmap -> uint8 (H, W, 3). What the model did not see is grey and dimmed.
+
+    Args:
+        image: the photograph, RGB, 8 bit.
+        heatmap: (H, W) of the same size, NaN where unseen.
+        alpha: weight of the colour in [0, 1].
+        cmap: a matplotlib colour map; the default is perceptually uniform.
+        limits: values of the first and the last colour; by default the heatmap's own least and largest. Give
+            them to compare pictures.
+
+    Raises:
+        LoupeError: sizes that differ, an unknown colour map, or an alpha out of range.
+    """
+    photograph = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    heatmap = _as_array(heatmap)
+    if photograph.shape != (*heatmap.shape, 3) or photograph.dtype != np.uint8:
+        found = f"{photograph.dtype} {photograph.shape} for a heatmap {heatmap.shape}"
+        raise LoupeError(f"image: found {found}, expected uint8 (H, W, 3) of one size; see mask_to_original")
+    if not 0 <= alpha <= 1:
+        raise LoupeError(f"alpha: found {alpha}, expected a weight in [0, 1]")
+    if cmap not in matplotlib.colormaps:
+        raise LoupeError(f"cmap: found {cmap!r}, expected a name that matplotlib knows, such as 'viridis'")
+    low, high = limits or _limits(heatmap)
+    seen = np.isfinite(heatmap)
+    scaled = (np.where(seen, heatmap, low) - low) / max(high - low, np.finfo(float).tiny)
+    colours = matplotlib.colormaps[cmap](scaled)[..., :3] * 255
+    grey = photograph @ (0.299, 0.587, 0.114)  # Rec. 601 luma
+    picture = np.where(seen[..., None], (1 - alpha) * photograph + alpha * colours, grey[..., None] / 2)
+    return picture.round().astype(np.uint8)
+
+
+def draw(
+    image: Image.Image | np.ndarray,
+    heatmap: Any,
+    percentile: float = 90,
+    box: Any = None,
+    name: str = "mask",
+    title: str = "",
+    alpha: float = 0.5,
+    cmap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """The overlay with its colour bar, a contour at `percentile`, the peak (cross) and the box (dashed).
+
+    The figure's label, `figure.get_label()`, is `alt_text(heatmap, box, name)`: set it as the picture's alt
+    text where the figure is published, as PNG carries none.
+
+    Args:
+        box: (x, y, width, height) in the photograph, or None.
+        name: what the heatmap shows, for the colour bar and the alt text.
+        image, heatmap, alpha, cmap, limits: as in `overlay`.
+
+    Raises:
+        LoupeError: as in `overlay` and `contour_level`.
+    """
+    picture = overlay(image, heatmap, alpha, cmap, limits)
+    heatmap = _as_array(heatmap)
+    height, width = heatmap.shape
+    limits = limits or _limits(heatmap)
+    level = contour_level(heatmap, percentile)
+    figure = Figure(
+        figsize=(6, 6 * height / width + 0.4), layout="constrained", label=alt_text(heatmap, box, name)
+    )
+    axes = figure.add_subplot()
+    axes.imshow(picture, extent=(0, width, height, 0))
+    if np.nanmin(heatmap) < level < np.nanmax(heatmap):
+        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+        for colour, line in (("black", 3), ("white", 1.5)):  # legible on dark and on light
+            axes.contour(x, y, np.ma.masked_invalid(heatmap), [level], colors=colour, linewidths=line)
+    for colour, size in (("black", 4), ("white", 2)):
+        axes.plot(*peak(heatmap), "x", color=colour, markersize=9, markeredgewidth=size)
+    if box is not None:
+        x, y, w, h = (float(value) for value in box)
+        axes.add_patch(Rectangle((x, y), w, h, fill=False, color="white", linestyle="--", linewidth=1.5))
+    colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
+    figure.colorbar(colours, ax=axes, label=name, shrink=0.8)
+    axes.set(title=title, xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    return figure
+
+
+def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
+    """The heatmap in words: its peak, the share of it within the box, the share of the photograph not seen.
+
+    The share in the box is given beside the box's share of the seen pixels, which an even mask would score.
+
+    Args:
+        heatmap: (H, W) of the photograph, NaN where unseen.
+        box: (x, y, width, height) in the photograph, or None.
+        name: what the heatmap shows.
+    """
+    heatmap = _as_array(heatmap)
+    height, width = heatmap.shape
+    x, y = peak(heatmap)
+    row = ("top", "middle", "bottom")[min(int(3 * y / height), 2)]
+    column = ("left", "centre", "right")[min(int(3 * x / width), 2)]
+    text = f"{name[:1].upper()}{name[1:]} over a photograph of {width} by {height} pixels. "
+    text += f"Its peak is in the {row} {column}, at ({x:.0f}, {y:.0f})"
+    seen = np.isfinite(heatmap)
+    if box is not None:
+        left, top, w, h = (float(value) for value in box)
+        columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+        inside = ((rows >= top) & (rows <= top + h))[:, None] & ((columns >= left) & (columns <= left + w))
+        hit = left <= x <= left + w and top <= y <= top + h
+        total = np.nansum(heatmap)
+        share = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
+        area = inside[seen].mean()
+        text += f", {'inside' if hit else 'outside'} the box. "
+        text += f"{share:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
+    if not seen.all():
+        text += f". {1 - seen.mean():.0%} of the photograph was cropped away, shown in grey"
+    return text + "."
+
+
+def _weights(positions: np.ndarray, cells: int, size: int) -> np.ndarray:
+    """Positions (N,) along a side of `size` px -> the weights (N, cells) of linear interpolation."""
+    positions = positions * (cells / size) - 0.5
+    return np.stack([np.interp(positions, np.arange(cells), unit) for unit in np.eye(cells)], axis=1)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    if torch.is_tensor(values):
+        values = values.detach().cpu().float()
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim < 2 or values.size != values.shape[-1] * values.shape[-2]:
+        raise LoupeError(f"mask: found an array of shape {values.shape}, expected (H, W): one mask at a time")
+    if not np.isfinite(values).any():
+        raise LoupeError("mask: found no finite value, expected some; did the training diverge?")
+    return values.reshape(values.shape[-2:])
+
+
+def _limits(heatmap: np.ndarray) -> tuple[float, float]:
+    return float(np.nanmin(heatmap)), float(np.nanmax(heatmap))

@@ -1,0 +1,296 @@
+"""Any timm backbone with one or more Loupes in it: logits, or logits and masks; saved and restored as one folder.
+
+Source: "The Loupe", section III; the paper's model is `LoupeModel("swin_base_patch4_window7_224")`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
+from loupe_core.errors import LoupeError
+from loupe_core.gate import Gate
+from loupe_core.sites import Layout, Site, from_maps, locate, one_line, select, to_maps
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class SiteGate(Gate):
+    """A `Gate` at a site of a backbone: a forward hook that hands on the gated features and keeps the mask."""
+
+    def __init__(self, site: Site, layout: Layout, reduction: int, form: str, input_size: tuple[int, int]) -> None:
+        super().__init__(site.channels, reduction, form)
+        self.site = site
+        self.layout = layout
+        self.input_size = input_size  # (H, W) of the images on their way through the backbone
+        self.masks: list[torch.Tensor] | None = None  # a list only while LoupeModel.forward collects
+
+    def hook(self, module: nn.Module, inputs: tuple, output):
+        """Called by the site's module; returns its output with the features gated, in the backbone's own layout."""
+        x, item = select(output, self.layout), self.layout.item
+        gated, mask = self(to_maps(x, self.layout, self.input_size))
+        if self.masks is not None:
+            self.masks.append(mask)
+        gated = from_maps(gated, x, self.layout)
+        if item is None:
+            return gated
+        return type(output)([*output[:item], gated, *output[item + 1 :]])
+
+
+class LoupeModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="loupe-core",
+    pipeline_tag="image-classification",
+    tags=["fine-grained", "attention", "timm"],
+    paper_url="https://arxiv.org/abs/2508.16663",
+):
+    """A timm classifier whose features pass through a Loupe on their way.
+
+    The backbone stays what it is: `model.backbone` is timm's own module, with its class, methods and state-dict names.
+    The gates are forward hooks on it; their weights are in `model.gates`.
+
+    Args:
+        backbone: Name of a timm model, or a classifier from timm (used itself, not a copy; its head is replaced where
+            `num_classes` differs).
+        num_classes: Number of classes K.
+        pretrained: Load the backbone's pretrained weights; only for a name.
+        site: Where the gate stands: "stage1" to "stage4" (after the stage; "stage2" is the paper's), or
+            "stage3.inside" (after the stage's downsampling, before its blocks). A list gives one gate for each, an
+            empty list the bare backbone. See `sites.find_sites`. After the last block of a ViT that classifies by
+            its class token, a gate sees no gradient: nothing reads the patches any more.
+        form: "multiply" (the paper), "mix" or "residual", see `gate.Gate`.
+        reduction: The gate's hidden layer has C // reduction channels; 4 is the authors' code.
+        class_names: K names, kept with the weights.
+        img_size: Side or (H, W) of the images, pixels. None takes the backbone's own.
+        data_config: Values that replace the backbone's own `mean`, `std`, `interpolation` or `crop_pct`.
+        backbone_kwargs: Further arguments for `timm.create_model`, such as `drop_path_rate`.
+
+    Attributes: `sites`, `form`, `reduction`, `num_classes`, `class_names`, `img_size` (H, W), `mean`, `std`,
+    `interpolation`, `crop_pct`, `backbone_name`; `data_config`, the last five as a dict with `input_size`.
+
+    Raises:
+        LoupeError: The backbone, a site or the form is unknown; weights cannot be loaded; arguments do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        num_classes: int = 200,
+        pretrained: bool = True,
+        site: str | Sequence[str] = "stage2",
+        form: str = "multiply",
+        reduction: int = 16,
+        class_names: Sequence[str] | None = None,
+        img_size: int | Sequence[int] | None = None,
+        data_config: dict | None = None,
+        backbone_kwargs: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise LoupeError(f"num_classes={num_classes!r} given to LoupeModel: expected 1 or more")
+        if class_names is not None and len(class_names) != num_classes:
+            raise LoupeError(
+                f"{len(class_names)} class_names for num_classes={num_classes}: expected a name for each class"
+            )
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size and tuple(img_size)
+        self.backbone_kwargs = dict(backbone_kwargs or {})
+        if isinstance(backbone, str):
+            self.backbone_name = backbone
+            backbone = _create_backbone(backbone, num_classes, pretrained, size, self.backbone_kwargs)
+        else:
+            backbone = _given_backbone(backbone, num_classes)
+            self.backbone_name = backbone.pretrained_cfg["architecture"]
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else list(class_names)
+        config = timm.data.resolve_model_data_config(backbone) | (data_config or {})
+        own_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+        self.img_size = tuple(size or own_size or config["input_size"][-2:])
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.interpolation, self.crop_pct = config["interpolation"], config["crop_pct"]
+
+        self.sites = (site,) if isinstance(site, str) else tuple(site)
+        if len(set(self.sites)) < len(self.sites):
+            raise LoupeError(f"site={list(self.sites)} given to LoupeModel: expected each site once")
+        self.one_mask = isinstance(site, str)
+        self.form = form
+        self.reduction = reduction
+        self.backbone = backbone
+        self.gates = nn.ModuleDict()
+        places = locate(backbone, self.sites, self.img_size) if self.sites else []
+        for place, layout in places:
+            gate = SiteGate(place, layout, reduction, form, self.img_size)
+            self.gates[place.name.replace(".", "_")] = gate.to(next(backbone.parameters()).device)
+            backbone.get_submodule(place.module).register_forward_hook(gate.hook)
+
+    def forward(self, x: torch.Tensor, return_mask: bool = False):
+        """Images `(B, 3, H, W)`, normalised with `mean` and `std` -> logits `(B, K)`.
+
+        With `return_mask`: `(logits, mask)`, mask `(B, 1, h, w)`, or a list of masks where `site` was a list.
+        """
+        B, C, H, W = x.shape
+        for gate in self.gates.values():
+            gate.input_size, gate.masks = (H, W), []
+        logits = self.backbone(x)
+        masks = []
+        for gate in self.gates.values():
+            masks.append(gate.masks[-1])
+            gate.masks = None  # gradient checkpointing calls the hook again in the backward pass
+        if not return_mask:
+            return logits
+        return logits, masks[0] if self.one_mask else masks
+
+    def gate_parameters(self) -> int:
+        """Number of parameters that the gates add to the backbone."""
+        return sum(p.numel() for p in self.gates.parameters())
+
+    def eject(self) -> nn.Module:
+        """Takes the gates out and returns the backbone, free of hooks; this model is the bare baseline afterwards."""
+        for module in self.backbone.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), SiteGate):
+                    del module._forward_hooks[key]
+        self.gates, self.sites, self.one_mask = nn.ModuleDict(), (), False
+        return self.backbone
+
+    @property
+    def data_config(self) -> dict:
+        """What an image transform needs: input_size (3, H, W), mean, std, interpolation, crop_pct."""
+        return dict(
+            input_size=(3, *self.img_size),
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by `save_pretrained(folder)`: weights as safetensors, all else as config.json."""
+        config = dict(
+            backbone=self.backbone_name,
+            num_classes=self.num_classes,
+            site=self.sites[0] if self.one_mask else self.sites,
+            form=self.form,
+            reduction=self.reduction,
+            class_names=self.class_names,
+            img_size=self.img_size,
+            data_config=self.data_config,
+            # where the backbone's first weights came from is a path of one machine, and no longer needed
+            backbone_kwargs={k: v for k, v in self.backbone_kwargs.items() if not k.startswith("pretrained_cfg")},
+        )
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_model(self, str(save_directory / WEIGHTS))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_id: str | Path, **kwargs) -> LoupeModel:
+        """The model that `save_pretrained` wrote, in eval mode on the CPU; loads no backbone weights from elsewhere.
+
+        Args:
+            folder_or_id: A folder; or "owner/name" on the Hugging Face hub, where there is no such folder.
+            **kwargs: Passed on: `revision`, `cache_dir`, `token`, ...; `backbone` for a model that was built from a
+                changed timm module, which its name alone does not describe.
+
+        Raises:
+            LoupeError: No such folder or hub id; weights are missing, damaged, pickled, of another backbone, or hold
+                NaN or infinite values.
+        """
+        folder = Path(folder_or_id)
+        if folder.is_dir():
+            _check_folder(folder)
+        elif isinstance(folder_or_id, Path) or not HUB_ID.fullmatch(folder_or_id):
+            raise LoupeError(f"no folder {folder_or_id}; expected one that save_pretrained wrote")
+        try:
+            return super().from_pretrained(str(folder_or_id), **kwargs)
+        except LoupeError:
+            raise
+        except (OSError, json.JSONDecodeError) as error:  # the hub's errors are OSErrors
+            raise LoupeError(f"{folder_or_id} cannot be read: {one_line(error)}") from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **arguments
+    ) -> LoupeModel:
+        """Called by `from_pretrained` with what config.json holds. Unlike the mixin's own, it never reads a pickle."""
+        if "backbone" not in arguments:
+            raise LoupeError(f"{model_id} has no {CONFIG} that names a backbone; expected what save_pretrained wrote")
+        file = Path(model_id) / WEIGHTS
+        if not file.parent.is_dir():
+            options = dict(revision=revision, cache_dir=cache_dir, token=token)
+            options |= dict(force_download=force_download, local_files_only=local_files_only)
+            file = hf_hub_download(model_id, WEIGHTS, **options)
+        model = cls(**arguments | {"pretrained": False})
+        try:
+            load_model(model, file, strict=True)
+        except SafetensorError as error:
+            raise LoupeError(f"{file} is damaged or no safetensors file ({one_line(error)})") from error
+        except RuntimeError as error:
+            differences = str(error).strip().splitlines()
+            raise LoupeError(
+                f"{file} does not fit backbone '{model.backbone_name}' with {model.num_classes} classes, sites "
+                f"{list(model.sites)} ({differences[min(1, len(differences) - 1)].strip()}); it is the checkpoint of "
+                "another backbone or gate: load it with the config.json that was saved beside it"
+            ) from error
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise LoupeError(f"{file}: '{name}' holds NaN or infinite values; expected the weights of a sound training")
+        return model.eval()
+
+
+def _create_backbone(name: str, num_classes: int, pretrained: bool, size, kwargs: dict) -> nn.Module:
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise LoupeError(f"backbone {name!r} is unknown to timm; expected the name of a timm model: {hint}")
+    # Models of a fixed size take it when they are built; the others run on any size.
+    if size and timm.get_pretrained_cfg(name).fixed_input_size:
+        kwargs = {"img_size": size} | kwargs
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except Exception as error:  # timm, the hub, and the file system each raise their own kinds
+        if pretrained and not isinstance(error, TypeError):
+            raise LoupeError(
+                f"backbone {name!r}: no pretrained weights could be loaded ({one_line(error)}); pass pretrained=False, "
+                "or a local file as backbone_kwargs={'pretrained_cfg_overlay': {'file': 'weights.safetensors'}}"
+            ) from error
+        raise LoupeError(f"backbone {name!r} cannot be built with {kwargs}: {one_line(error)}") from error
+
+
+def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
+    kind = type(backbone).__name__
+    if not hasattr(backbone, "reset_classifier") or not getattr(backbone, "pretrained_cfg", None):
+        raise LoupeError(f"backbone is a {kind}; expected the name of a timm model, or a classifier from timm")
+    for module in backbone.modules():
+        if any(isinstance(getattr(hook, "__self__", None), SiteGate) for hook in module._forward_hooks.values()):
+            raise LoupeError(
+                f"this {kind} already carries a gate; expected a bare one: call eject() on its LoupeModel first, or "
+                "pass copy.deepcopy(...) of a bare backbone"
+            )
+    if backbone.num_classes != num_classes:
+        backbone.reset_classifier(num_classes)
+    return backbone
+
+
+def _check_folder(folder: Path) -> None:
+    files = {path.name for path in folder.iterdir()}
+    if WEIGHTS in files:
+        return
+    pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
+    if pickles:
+        raise LoupeError(
+            f"{folder} holds {pickles[0]} but no {WEIGHTS}: pickled weights can run code and are not read; save the "
+            "model with save_pretrained"
+        )
+    raise LoupeError(f"{folder} holds no {WEIGHTS}; expected a folder that save_pretrained wrote")

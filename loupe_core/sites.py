@@ -1,0 +1,268 @@
+"""Where a gate can stand in a timm backbone, and how the features lie there.
+
+All of it comes from what timm's models say of themselves (`feature_info`, `output_fmt`, `num_prefix_tokens`) and from
+one forward pass that looks at what the named modules really return. No list of model names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from loupe_core.errors import LoupeError
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a backbone: after `module` (its dotted name), whose features have `channels` and `stride` pixels."""
+
+    name: str
+    module: str
+    channels: int
+    stride: int
+    index: int  # of the entry in feature_info
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a module returns its features: the item of its output (None: the output itself) and the order of axes.
+
+    `prefix`: tokens before the grid's (class token, registers), only for NLC.
+    """
+
+    item: int | None
+    fmt: str  # "NCHW", "NHWC" or "NLC"
+    prefix: int = 0
+
+
+def find_sites(backbone: nn.Module) -> dict[str, Site]:
+    """Every site of a timm backbone by name.
+
+    "stageK" is after the last module of the K-th feature stride, counted from stride 4; for the usual strides 4, 8,
+    16, 32 these are the four stages. A backbone of one stride, such as a ViT, counts quarters of its blocks.
+    "stageK.inside" is after the `downsample` that opens a stage, before the stage's blocks.
+
+    Raises:
+        LoupeError: The backbone has no `feature_info`.
+    """
+    info = getattr(backbone, "feature_info", None)
+    if not isinstance(info, list) or not info:
+        raise LoupeError(
+            f"backbone {type(backbone).__name__} has no feature_info to find its stages by; expected an image "
+            "classifier from timm: build it with timm.create_model, without features_only"
+        )
+    entries = [(i, e) for i, e in enumerate(info) if e["reduction"] >= 4]  # strides 1 and 2 are the stem
+    by_stride = {e["reduction"]: (i, e) for i, e in entries}  # the last entry of each stride stays
+    stages = list(by_stride.values())
+    if len(stages) == 1:
+        stages = [entries[math.ceil(len(entries) * k / 4) - 1] for k in (1, 2, 3, 4)]
+    modules, sites = dict(backbone.named_modules()), {}
+    for k, (i, e) in enumerate(stages, start=1):
+        site = Site(f"stage{k}", e["module"], e["num_chs"], e["reduction"], i)
+        sites[site.name] = site
+        if f"{site.module}.downsample" in modules:
+            inside = replace(site, name=f"{site.name}.inside", module=f"{site.module}.downsample")
+            sites[inside.name] = inside
+    return sites
+
+
+def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int]) -> list[tuple[Site, Layout]]:
+    """The sites of these names, each with the layout of its features, seen in one forward pass on one image.
+
+    The pass runs in eval mode without gradients and draws no random numbers; it leaves the backbone as it was.
+
+    Args:
+        input_size: (H, W) of the image, pixels.
+
+    Raises:
+        LoupeError: A site is unknown; the backbone does not run on such an image; or a site's module is missing, is
+            never called, or returns features of another shape than `feature_info` promises.
+    """
+    names, sites = list(names), find_sites(backbone)
+    for name in names:
+        if name not in sites:
+            raise LoupeError(f"site {name!r} is unknown to {type(backbone).__name__}; expected one of {', '.join(sites)}")
+    x = _pattern(backbone, input_size)
+    outputs = observe(backbone, x, {sites[name].module for name in names})
+    found = []
+    for name in names:
+        site = sites[name]
+        if site.module not in outputs:
+            found.append(_find_by_value(backbone, x, site))
+            continue
+        output = outputs[site.module]
+        layout = find_layout(backbone, output, site, input_size)
+        if layout is None:
+            raise LoupeError(
+                f"site {name!r} of {type(backbone).__name__}: module '{site.module}' returned {_shapes(output)}; "
+                f"expected features of {site.channels} channels as (B, C, H, W), (B, H, W, C) or (B, tokens, C): "
+                "choose another site"
+            )
+        maps = to_maps(select(output, layout), layout, input_size)
+        if layout.fmt == "NLC" and not name.endswith(".inside"):
+            _check_reading_order(backbone, x, site, maps)
+        found.append((replace(site, channels=maps.shape[1]), layout))
+    return found
+
+
+@torch.no_grad()
+def observe(backbone: nn.Module, x: torch.Tensor, names: Iterable[str]) -> dict[str, object]:
+    """What the modules of these names return in `backbone(x)`, in the order in which they finish."""
+    outputs, modules = {}, dict(backbone.named_modules())
+
+    def keep(name):
+        def hook(module, inputs, output):
+            outputs.pop(name, None)  # a module called twice counts where it was called last
+            outputs[name] = output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names if name in modules]
+    try:
+        with _eval_mode(backbone):
+            backbone(x)
+    except Exception as error:  # each backbone has its own way to say that an image has the wrong size
+        H, W = x.shape[-2:]
+        raise LoupeError(
+            f"{type(backbone).__name__} does not run on an image of {H} x {W} pixels ({one_line(error)}); "
+            "set img_size to a size that it was built for"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def find_layout(backbone: nn.Module, output: object, site: Site, input_size: tuple[int, int]) -> Layout | None:
+    """Where a module's output holds the site's features, and in which order of axes; None where it does not."""
+    items = list(enumerate(output)) if isinstance(output, (tuple, list)) else [(None, output)]
+    formats = {"NHWC": 3, "NCHW": 1}  # the channels' axis
+    if getattr(backbone, "output_fmt", "NCHW") == "NCHW":
+        formats = {"NCHW": 1, "NHWC": 3}
+    for item, x in items:
+        if not isinstance(x, torch.Tensor):
+            continue
+        if x.ndim == 4:
+            for fmt, axis in formats.items():
+                if x.shape[axis] == site.channels:
+                    return Layout(item, fmt)
+        if x.ndim == 3 and x.shape[2] == site.channels:
+            # The class token may join late (then 0 here), or be there without being stated (then 1).
+            for prefix in (getattr(backbone, "num_prefix_tokens", 0), 0, 1):
+                if token_grid(x.shape[1] - prefix, input_size):
+                    return Layout(item, "NLC", prefix)
+    grid = tuple(-(-pixels // site.stride) for pixels in input_size)
+    for item, x in items:  # several resolutions at once (HRNet's branches): the one of the site's stride
+        if item is not None and isinstance(x, torch.Tensor) and x.ndim == 4 and tuple(x.shape[2:]) == grid:
+            return Layout(item, "NCHW")
+    return None
+
+
+def select(output: object, layout: Layout) -> torch.Tensor:
+    """The features in a module's output."""
+    return output if layout.item is None else output[layout.item]
+
+
+def token_grid(tokens: int, input_size: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) with h * w = tokens and the image's aspect ratio; None where there is no such grid."""
+    H, W = input_size
+    h, w = round(math.sqrt(tokens * H / W)), round(math.sqrt(tokens * W / H))
+    return (h, w) if h * w == tokens > 0 else None
+
+
+def to_maps(x: torch.Tensor, layout: Layout, input_size: tuple[int, int]) -> torch.Tensor:
+    """Features in the backbone's own layout -> `(B, C, H, W)`, a view. `input_size`: (H, W) of the image."""
+    if layout.fmt == "NCHW":
+        return x
+    if layout.fmt == "NHWC":
+        return x.permute(0, 3, 1, 2)
+    grid = token_grid(x.shape[1] - layout.prefix, input_size)
+    if grid is None:
+        raise LoupeError(
+            f"an image of {input_size[0]} x {input_size[1]} pixels gave {x.shape[1]} tokens, {layout.prefix} of them "
+            "before the grid; expected the rest to fill a grid of the image's aspect ratio: use another img_size"
+        )
+    return x[:, layout.prefix :].transpose(1, 2).unflatten(2, grid)
+
+
+def from_maps(maps: torch.Tensor, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The way back from `to_maps`: maps `(B, C, H, W)` -> the layout of x, with x's prefix tokens as they were."""
+    if layout.fmt == "NCHW":
+        return maps
+    if layout.fmt == "NHWC":
+        return maps.permute(0, 2, 3, 1)
+    tokens = maps.flatten(2).transpose(1, 2)
+    return torch.cat([x[:, : layout.prefix], tokens], dim=1) if layout.prefix else tokens
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """An error's first line, cut to `limit` characters; its class where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit].rstrip(" .:") if lines else type(error).__name__
+
+
+@contextmanager
+def _eval_mode(backbone: nn.Module):
+    """Eval mode for a while; afterwards each module has its own mode again (a frozen BatchNorm stays in eval mode)."""
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _pattern(backbone: nn.Module, input_size: tuple[int, int]) -> torch.Tensor:
+    """One image `(1, 3, H, W)` whose patches all differ, on the backbone's device."""
+    weight = next(backbone.parameters())
+    steps = torch.arange(3 * math.prod(input_size), device=weight.device, dtype=torch.float32)
+    return torch.sin(steps).view(1, 3, *input_size).to(weight.dtype)
+
+
+def _shapes(output: object) -> str:
+    items = output if isinstance(output, (tuple, list)) else [output]
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, torch.Tensor) else type(x).__name__ for x in items)
+
+
+@torch.no_grad()
+def _reference(backbone: nn.Module, x: torch.Tensor, site: Site) -> torch.Tensor | None:
+    """The site's features `(1, C, h, w)` as timm's own forward_intermediates gives them, where a model has it."""
+    if not hasattr(backbone, "forward_intermediates"):
+        return None
+    with _eval_mode(backbone):
+        return backbone.forward_intermediates(x, indices=[site.index], intermediates_only=True)[0]
+
+
+def _find_by_value(backbone: nn.Module, x: torch.Tensor, site: Site) -> tuple[Site, Layout]:
+    """For a `feature_info` that names no module that is called: the first module that returns these very features."""
+    reference, input_size = _reference(backbone, x, site), tuple(x.shape[-2:])
+    outputs = {} if reference is None else observe(backbone, x, [n for n, _ in backbone.named_modules() if n])
+    for name, output in outputs.items():
+        layout = find_layout(backbone, output, site, input_size)
+        if layout:
+            maps = to_maps(select(output, layout), layout, input_size)
+            if maps.shape == reference.shape and torch.allclose(maps, reference, rtol=1e-3, atol=1e-6):
+                return replace(site, module=name), layout
+    raise LoupeError(
+        f"site {site.name!r} of {type(backbone).__name__}: feature_info names module '{site.module}', which is missing or "
+        "never called, and no other module returns its features: choose another site or backbone"
+    )
+
+
+def _check_reading_order(backbone: nn.Module, x: torch.Tensor, site: Site, maps: torch.Tensor) -> None:
+    """Refuses tokens that do not lie row by row (Hiera's, say): their mask would be a scrambled picture."""
+    reference = None if x.is_meta else _reference(backbone, x, site)
+    if reference is None or reference.shape != maps.shape:
+        return
+    here, there = maps[0].flatten(1).norm(dim=0), reference[0].flatten(1).norm(dim=0)  # one number a token
+    if not torch.allclose(here, there, rtol=1e-3) and torch.allclose(here.sort()[0], there.sort()[0], rtol=1e-3):
+        raise LoupeError(
+            f"site {site.name!r} of {type(backbone).__name__}: its tokens do not lie row by row, so a mask over them would "
+            "be no picture: choose another backbone"
+        )

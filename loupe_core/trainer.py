@@ -1,0 +1,386 @@
+"""Training the Loupe end to end: ``Recipe`` holds every choice, ``Trainer`` carries it out.
+
+``Recipe()`` is the paper's (v1, section IV): Lion with lr 1e-5 and weight decay 0.02, cosine annealing, early
+stopping, cross-entropy + 0.05 |M|_1. Where the paper is silent the values are those of the authors' code, with one
+deliberate change: early stopping and the choice of the best epoch look at a validation split cut from train. The
+authors' code looks at the test split.
+
+Devices, mixed precision, several processes and the saved state are Hugging Face Accelerate's.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from lion_pytorch import Lion
+from torch.utils.data import DataLoader
+from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
+
+from loupe_core.datasets import collate
+from loupe_core.errors import LoupeError
+from loupe_core.loss import LoupeLoss
+
+
+@dataclass
+class Recipe:
+    """Every choice of a training run. The defaults are the paper's.
+
+    Attributes:
+        optimizer: "lion" (Chen et al. 2023; the paper) or "adamw".
+        lr, lr_min: learning rate at the first step, and where the cosine ends.
+        backbone_lr: factor on `lr` for the backbone's own parameters; gate, background and head keep `lr`.
+        weight_decay: decoupled weight decay (the paper: 0.02; the authors' code in effect: 0).
+        epochs, batch_size: at most so many epochs; images a step and process.
+        patience, min_delta: stop after `patience` epochs without a validation loss lower by `min_delta`.
+        lam, norm, reduction, warmup_epochs, label_smoothing: see ``LoupeLoss``.
+        augment: "randaugment" (the authors' code), "crop" (random resized crop and mirror) or "none".
+        crop_min: smallest share of the photograph that the random crop may keep (timm's default 0.08).
+        precision: "auto" (bf16 where the device computes in it, else fp16 on CUDA, else "no"), "bf16", "fp16", "no".
+        workers: processes that read images; -1 takes up to 8 with a GPU and none on a CPU, where they would only
+            compete with the training for cores.
+        seed: order of images, augmentation, dropout. (Initial weights are drawn before the Trainer sees the model.)
+    """
+
+    optimizer: str = "lion"
+    lr: float = 1e-5
+    lr_min: float = 1e-7
+    backbone_lr: float = 1.0
+    weight_decay: float = 0.02
+    epochs: int = 50
+    batch_size: int = 16
+    patience: int = 5
+    min_delta: float = 1e-3
+    lam: float = 0.05
+    norm: str = "l1"
+    reduction: str = "mean"
+    warmup_epochs: float = 0
+    label_smoothing: float = 0.0
+    augment: str = "randaugment"
+    crop_min: float = 0.08
+    precision: str = "auto"
+    workers: int = -1
+    seed: int = 0
+
+    def __post_init__(self):
+        choices = dict(optimizer=("lion", "adamw"), augment=("randaugment", "crop", "none"),
+                       precision=("auto", "bf16", "fp16", "no"))
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise LoupeError(f"recipe: {name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        for name in ("lr", "epochs", "batch_size", "patience", "crop_min"):
+            if not getattr(self, name) > 0:
+                raise LoupeError(f"recipe: {name}={getattr(self, name)}; expected a number above 0")
+
+    @classmethod
+    def small(cls, **changes) -> "Recipe":
+        """The recipe for field-guide birds on two CPU cores; `changes` replace values.
+
+        A run here has some 250 steps, CUB's has 15,000: at 1e-5 nothing would move. The crop is gentler because the
+        bird fills the drawing, and RandAugment's colour changes would repaint the marks that tell species apart.
+        """
+        values = dict(lr=3e-4, lr_min=1e-6, epochs=12, batch_size=32, augment="crop", crop_min=0.6)
+        return cls(**(values | changes))
+
+    def train_transform_options(self) -> dict:
+        """The keyword arguments for ``transforms_for(..., train=True)`` that carry out `augment`."""
+        if self.augment == "none":
+            return dict(train=False)
+        randaugment = "rand-m9-mstd0.5" if self.augment == "randaugment" else None
+        return dict(train=True, scale=(self.crop_min, 1.0), randaugment=randaugment)
+
+
+@dataclass
+class Evaluation:
+    """What one pass over a data set gives; arrays are in the data set's order.
+
+    probabilities ``(N, num_classes)``, predictions, labels and image_ids ``(N,)``; mask_mean: mean of M over images
+    and positions (nan without a gate); loss: mean of the total loss; accuracy: share of right predictions.
+    """
+
+    accuracy: float
+    loss: float
+    mask_mean: float
+    probabilities: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+    image_ids: np.ndarray
+
+
+def pick_precision(device: torch.device) -> str:
+    """bf16 where the device computes in it natively, fp16 on older CUDA cards such as the T4, otherwise "no"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and any(torch.cpu.get_capabilities().get(f) for f in ("avx512_bf16", "amx_bf16", "bf16")):
+        return "bf16"
+    return "no"
+
+
+class Trainer:
+    """Trains a ``LoupeModel``, keeps its best and its last state, and evaluates it.
+
+    Args:
+        model: a ``LoupeModel``; trained in place.
+        train_set, val_set: data sets of ``Sample`` with their transforms (``CUB200``, ``PhotoFolder``). Without a
+            `val_set` there is neither early stopping nor a choice of the best epoch.
+        recipe: the choices; None is the paper's.
+        out_dir: folder for ``best/`` (``from_pretrained`` reads it), ``states/`` (the two newest complete epochs, for
+            `resume`), ``log.jsonl`` and ``recipe.json``. None keeps all in memory.
+        progress: show a bar with the time left.
+
+    Raises:
+        LoupeError: an empty training set, or labels that the model has no class for.
+    """
+
+    def __init__(self, model, train_set, val_set=None, recipe: Recipe | None = None, out_dir=None,
+                 progress: bool = True):
+        self.recipe = recipe or Recipe()
+        self.model, self.train_set, self.val_set, self.progress = model, train_set, val_set, progress
+        self.out_dir = Path(out_dir) if out_dir else None
+        self.history: list[dict] = []
+        self._best_loss, self._best_weights, self._stale = math.inf, None, 0
+        self._check(train_set)
+        # Accelerate keeps one precision a process; two trainings in a notebook may well differ in it.
+        AcceleratorState._reset_state()
+        precision = self.recipe.precision
+        if precision == "auto":
+            precision = pick_precision(Accelerator().device)
+            AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
+        )
+        self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.reduction, self.recipe.warmup_epochs,
+                              self.recipe.label_smoothing)
+
+    # --- fit ---------------------------------------------------------------------------------------------------
+
+    def fit(self, resume: bool = False) -> list[dict]:
+        """Trains; returns one row an epoch: loss and its terms, accuracy, mean of M, on train and validation.
+
+        Ends with the weights of the epoch of lowest validation loss in `model`.
+
+        Args:
+            resume: go on after the last complete epoch found in `out_dir`, or start where there is none.
+
+        Raises:
+            LoupeError: the loss is not finite (the states of earlier epochs are kept); or `resume` with a recipe
+                other than the one that `out_dir` was begun with.
+        """
+        r = self.recipe
+        set_seed(r.seed)
+        self.model.to(self.accelerator.device)
+        optimizer = self._optimizer()
+        train_loader = self._loader(self.train_set, train=True)
+        model, optimizer, train_loader = self.accelerator.prepare(self.model, optimizer, train_loader)
+        val_loader = self.accelerator.prepare(self._loader(self.val_set)) if self.val_set is not None else None
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer.optimizer, T_max=max(r.epochs * len(train_loader), 1), eta_min=r.lr_min)
+        self.accelerator.register_for_checkpointing(schedule, self)
+        self._begin(resume)
+        try:
+            bar = tqdm(total=r.epochs * len(train_loader), initial=len(self.history) * len(train_loader),
+                       desc="training", disable=not (self.progress and self.accelerator.is_local_main_process))
+            for epoch in range(len(self.history), r.epochs):
+                if self._stale >= r.patience:
+                    break
+                row = dict(epoch=epoch + 1, lr=optimizer.param_groups[-1]["lr"])
+                row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, bar)
+                if val_loader is not None:
+                    terms, logits, labels, _ = self._run(model, val_loader)
+                    row |= {f"val_{k}": v for k, v in terms.items()}
+                    row["val_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+                self._end_epoch(model, row)
+                bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss", "val_accuracy") if k in row})
+            bar.close()
+        finally:
+            # prepare() wrapped the model's forward for mixed precision; give the plain model back
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            self.model.__dict__.pop("forward", None)
+            self.accelerator.free_memory()
+        if self._best_weights is not None:
+            self.model.load_state_dict(self._best_weights)
+        return self.history
+
+    def _train_epoch(self, epoch, model, optimizer, schedule, loader, bar) -> dict:
+        # A seed of its own for every epoch: a resumed run then draws what an uninterrupted one would have drawn.
+        set_seed(self.recipe.seed * 100_003 + epoch, device_specific=True)
+        loader.set_epoch(epoch)
+        model.train()
+        began, sums, right, count = time.perf_counter(), 0.0, 0, 0
+        for step, batch in enumerate(loader):
+            logits, masks = model(batch["image"], return_mask=True)
+            terms = self.loss(logits, batch["label"], masks, epoch=epoch + step / len(loader))
+            if not torch.isfinite(terms.total):
+                kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" if self.out_dir and epoch else ""
+                raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}; "
+                                 f"expected a finite number: lower lr, or set precision to 'no'{kept}")
+            optimizer.zero_grad()
+            self.accelerator.backward(terms.total)
+            optimizer.step()
+            schedule.step()
+            values = torch.stack([*(t.detach().double() for t in terms), _mask_mean(masks)]).cpu()
+            n = len(logits)
+            sums, count = sums + n * values, count + n
+            right += (logits.detach().argmax(1) == batch["label"]).sum().item()
+            bar.update()
+        loss, classification, sparsity, mask_mean = (sums / count).tolist()
+        return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
+                    accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def _run(self, model, loader) -> tuple[dict, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One pass without gradients: mean loss and mean of M, and logits, labels, image ids in order."""
+        model.eval()
+        logits, labels, ids, means = [], [], [], []
+        for batch in loader:
+            out, masks = model(batch["image"], return_mask=True)
+            # per image, so that a smaller last batch weighs what it should
+            extra = torch.stack([_per_image(masks, lambda m: m.double().mean((1, 2, 3)), out, math.nan),
+                                 _per_image(masks, self.loss.penalty, out, 0.0)], 1)
+            gathered = self.accelerator.gather_for_metrics(
+                (out.float(), batch["label"], batch["image_id"], extra))
+            for store, value in zip((logits, labels, ids, means), gathered):
+                store.append(value.cpu())
+        logits, labels, ids, means = map(torch.cat, (logits, labels, ids, means))
+        classification = torch.nn.functional.cross_entropy(
+            logits.double(), labels, label_smoothing=self.recipe.label_smoothing).item()
+        mask_mean, sparsity = means.mean(0).tolist()
+        return dict(loss=classification + self.recipe.lam * sparsity, mask_mean=mask_mean), logits, labels, ids
+
+    def evaluate(self, dataset) -> Evaluation:
+        """One pass over `dataset` (for the test split: once, at the very end)."""
+        self._check(dataset)
+        self.model.to(self.accelerator.device)
+        loader = self.accelerator.prepare(self._loader(dataset))
+        with self.accelerator.autocast():
+            terms, logits, labels, ids = self._run(self.model, loader)
+        probabilities = logits.softmax(1).numpy()
+        predictions = probabilities.argmax(1)
+        return Evaluation(float((predictions == labels.numpy()).mean()), terms["loss"], terms["mask_mean"],
+                          probabilities, predictions, labels.numpy(), ids.numpy())
+
+    # --- what is set up and what is kept -----------------------------------------------------------------------
+
+    def _check(self, dataset):
+        if dataset is None or len(dataset) == 0:
+            raise LoupeError("the data set holds no image; expected at least one: check its folder and split")
+        top = int(np.max(dataset.labels))
+        if top >= self.model.num_classes:
+            raise LoupeError(f"the data set has label {top}, the model has classes 0..{self.model.num_classes - 1}: "
+                             f"build it with num_classes={top + 1}")
+
+    def _optimizer(self):
+        r = self.recipe
+        backbone, fresh = [], []
+        head = {id(p) for p in self.model.backbone.get_classifier().parameters()}
+        for name, p in self.model.named_parameters():
+            (backbone if name.startswith("backbone.") and id(p) not in head else fresh).append(p)
+        groups = [dict(params=backbone, lr=r.lr * r.backbone_lr), dict(params=fresh, lr=r.lr)]
+        kind = Lion if r.optimizer == "lion" else torch.optim.AdamW
+        return kind(groups, lr=r.lr, weight_decay=r.weight_decay)
+
+    def _loader(self, dataset, train: bool = False) -> DataLoader:
+        r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
+        workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
+        return DataLoader(dataset, r.batch_size if train else 4 * r.batch_size, shuffle=train, collate_fn=collate,
+                          num_workers=workers, pin_memory=on_gpu, persistent_workers=workers > 0)
+
+    def state_dict(self) -> dict:
+        """What Accelerate's state does not hold: the rows so far and the count of early stopping."""
+        return dict(history=self.history, best_loss=self._best_loss, stale=self._stale, best_weights=self._best_weights)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.history, self._best_loss, self._stale = state["history"], state["best_loss"], state["stale"]
+        self._best_weights = state["best_weights"]
+
+    def _begin(self, resume: bool):
+        if self.out_dir is None:
+            return
+        recipe_file, states = self.out_dir / "recipe.json", self._states()
+        if resume and states:
+            there = json.loads(recipe_file.read_text())
+            for name, value in dataclasses.asdict(self.recipe).items():
+                if name != "workers" and there.get(name) != value:
+                    raise LoupeError(f"resume: {recipe_file} has {name}={there.get(name)!r}, the recipe now has "
+                                     f"{value!r}; expected the same: resume with the old value or use a new folder")
+            self.accelerator.load_state(str(states[-1]))
+            return
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.out_dir / "states", ignore_errors=True)
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            _write(recipe_file, json.dumps(dataclasses.asdict(self.recipe), indent=1) + "\n")
+
+    def _states(self) -> list[Path]:
+        return sorted((self.out_dir / "states").glob("epoch-*"))
+
+    def _end_epoch(self, model, row: dict):
+        self.history.append(row)
+        plain = self.accelerator.unwrap_model(model)
+        better = True  # without a validation split every epoch counts as the best so far
+        if "val_loss" in row:
+            better = row["val_loss"] < self._best_loss
+            self._stale = 0 if row["val_loss"] < self._best_loss - self.recipe.min_delta else self._stale + 1
+            if better:
+                self._best_loss = row["val_loss"]
+                self._best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
+        if self.out_dir is None:
+            return
+        if self.accelerator.is_main_process:
+            if better:
+                _replace_folder(self.out_dir / "best", plain.save_pretrained)
+            _write(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
+        name = f"epoch-{row['epoch']:04d}"
+        unfinished = self.out_dir / "unfinished-state"
+        try:
+            self.accelerator.save_state(str(unfinished))
+        except OSError as e:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise LoupeError(f"{self.out_dir}: the state of epoch {row['epoch']} could not be written "
+                             f"({e.strerror or e}); the states before it are intact: free some space and resume") from e
+        if self.accelerator.is_main_process:
+            (self.out_dir / "states").mkdir(exist_ok=True)
+            os.replace(unfinished, self.out_dir / "states" / name)
+            for old in self._states()[:-2]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+
+def _as_list(masks) -> list[torch.Tensor]:
+    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
+
+
+def _per_image(masks, measure, logits, without: float) -> torch.Tensor:
+    """Mean over sites of `measure` (a mask -> (B,)), or `without` where there is no gate: (B,) double."""
+    values = [measure(m).double() for m in _as_list(masks)]
+    return torch.stack(values).mean(0) if values else logits.new_full((len(logits),), without, dtype=torch.double)
+
+
+def _mask_mean(masks) -> torch.Tensor:
+    masks = _as_list(masks)
+    return torch.stack([m.detach().double().mean() for m in masks]).mean() if masks else torch.tensor(math.nan).double()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes the whole text or leaves the old file as it was."""
+    beside = path.with_name(path.name + ".unfinished")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def _replace_folder(folder: Path, fill) -> None:
+    """Fills a new folder beside `folder`, then lets it take the old one's place."""
+    beside = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(beside, ignore_errors=True)
+    fill(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(beside, folder)

@@ -1,0 +1,191 @@
+"""The command line from end to end on a handful of drawn birds, and its one line for wrong input."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from loupe_core.cli import main
+from loupe_core.fieldguide import species_of, write_fieldguide
+
+SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "8", "--precision", "no"]
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory):
+    return write_fieldguide(tmp_path_factory.mktemp("data") / "birds", species_of(1), train=6, test=2)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(birds, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    assert main(["train", str(birds), "--out", str(out), *SMALL]) == 0
+    return out / "best"
+
+
+@pytest.fixture()
+def own_birds(birds, tmp_path):
+    return shutil.copytree(birds, tmp_path / "own")
+
+
+def refused(capsys, *argv, says: str):
+    """The command exits with 2 and prints one line on stderr that matches `says`."""
+    code = main([str(a) for a in argv])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and line.startswith("loupe: ") and re.search(says, line), line
+
+
+def test_train_evaluate_explain_export(birds, checkpoint, tmp_path, capsys):
+    assert main(["evaluate", str(birds), "--checkpoint", str(checkpoint)]) == 0
+    assert re.search(r"accuracy [01]\.\d{4} \(\d+ of 8 test images\)", capsys.readouterr().out)
+
+    photograph = tmp_path / "wide.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)).save(photograph)
+    assert main(["explain", str(photograph), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "o.png")]) == 0
+    out = capsys.readouterr().out
+    assert Image.open(tmp_path / "o.png").size == (160, 90)
+    assert len(re.findall(r"^ *\d+\.\d\d%  ", out, re.M)) == 4 and "crowned" in out
+
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "m.onnx")]) == 0
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    assert [o.name for o in session.get_outputs()] == ["logits", "mask"]
+
+
+def test_resume_goes_on_with_the_recipe_that_was_begun(birds, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", str(birds), "--out", out, *SMALL, "--lr", "1e-4"]) == 0
+    assert main(["train", str(birds), "--out", out, "--resume"]) == 0
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["lr"] == 1e-4
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_fieldguide_writes_a_set(tmp_path, capsys):
+    assert main(["fieldguide", str(tmp_path / "b"), "--groups", "1", "--train", "2", "--test", "1"]) == 0
+    assert "12 drawn birds of 4 species" in capsys.readouterr().out
+
+
+def test_own_folder_trains_and_explains(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for k in range(10):
+            Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "own" / name / f"{k}.jpg")
+    assert main(["train", str(tmp_path / "own"), "--out", str(tmp_path / "run"), *SMALL]) == 0
+    assert "of 2 classes" in capsys.readouterr().out
+
+
+def test_python_m_loupe_core_is_the_same_command(tmp_path):
+    run = subprocess.run([sys.executable, "-m", "loupe_core", "evaluate", str(tmp_path / "none"), "--checkpoint", "x"],
+                         capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.startswith("loupe: ") and run.stderr.count("\n") == 1
+
+
+def test_missing_folder(capsys, tmp_path):
+    refused(capsys, "train", tmp_path / "none", "--out", tmp_path, says="none.*no such folder")
+
+
+def test_missing_metadata_file(capsys, own_birds, tmp_path):
+    (own_birds / "train_test_split.txt").unlink()
+    refused(capsys, "train", own_birds, "--out", tmp_path / "o", says="train_test_split.txt.*no such file")
+
+
+def test_short_metadata_file(capsys, own_birds, tmp_path):
+    file = own_birds / "image_class_labels.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[:-3]) + "\n")
+    refused(capsys, "train", own_birds, "--out", tmp_path / "o", says="labels.txt: found 29 lines, expected 32")
+
+
+def test_label_out_of_range(capsys, own_birds, tmp_path):
+    file = own_birds / "image_class_labels.txt"
+    file.write_text(file.read_text().replace("\n5 1\n", "\n5 9\n"))
+    refused(capsys, "train", own_birds, "--out", tmp_path / "o", says="image_class_labels.txt, line 5: found '5 9'")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "text"])
+def test_damaged_image(capsys, own_birds, checkpoint, damage):
+    file = sorted((own_birds / "images").rglob("*_0007.png"))[0]
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes({"truncated": data[:len(data) // 2], "empty": b"", "text": b"not an image"}[damage])
+    refused(capsys, "evaluate", own_birds, "--checkpoint", checkpoint, says=file.name)
+
+
+def test_unknown_backbone(capsys, birds, tmp_path):
+    refused(capsys, "train", birds, "--out", tmp_path / "o", "--backbone", "swin_mikro", says="swin_mikro.*swin_micro")
+
+
+@pytest.mark.parametrize("site", ["stage9", "nonsense", "stage1.inside"])
+def test_unknown_site(capsys, birds, tmp_path, site):
+    refused(capsys, "train", birds, "--out", tmp_path / "o", "--site", site, says=re.escape(site))
+
+
+def test_weights_that_cannot_be_fetched(capsys, birds, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    began = time.time()
+    refused(capsys, "train", birds, "--out", tmp_path / "o", "--backbone", "resnet18.a1_in1k", says="resnet18")
+    assert time.time() - began < 60
+
+
+def test_checkpoint_of_another_backbone(capsys, birds, checkpoint, tmp_path):
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config).replace("swin_micro", "resnet18"))
+    refused(capsys, "evaluate", birds, "--checkpoint", other, says="resnet18")
+
+
+def test_pickle_instead_of_safetensors(capsys, birds, checkpoint, tmp_path):
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    refused(capsys, "evaluate", birds, "--checkpoint", other, says="pickle")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nan", "no folder"])
+def test_damaged_checkpoint(capsys, birds, checkpoint, tmp_path, damage):
+    other = tmp_path / "other"
+    if damage != "no folder":
+        shutil.copytree(checkpoint, other)
+        file = other / "model.safetensors"
+        if damage == "truncated":
+            file.write_bytes(file.read_bytes()[:1000])
+        else:
+            weights = load_file(file)
+            next(iter(weights.values())).fill_(float("nan"))
+            save_file(weights, file)
+    refused(capsys, "evaluate", birds, "--checkpoint", other, says=r"other")
+
+
+def test_another_data_set_than_trained_on(capsys, checkpoint, tmp_path):
+    other = write_fieldguide(tmp_path / "others", species_of(["Corvane"]), train=2, test=1)
+    refused(capsys, "evaluate", other, "--checkpoint", checkpoint, says="not the same")
+
+
+def test_wrong_recipe_value(capsys, birds, tmp_path):
+    refused(capsys, "train", birds, "--out", tmp_path, "--optimizer", "sgd", says="optimizer='sgd'.*lion, adamw")
+
+
+def test_explain_needs_a_photograph_a_mask_and_an_image_name(capsys, birds, checkpoint, tmp_path):
+    (tmp_path / "p.jpg").write_bytes(b"no photograph")
+    def no_picture(photo, output, says):
+        refused(capsys, "explain", photo, "--checkpoint", checkpoint, "--output", output, says=says)
+
+    no_picture(tmp_path / "p.jpg", tmp_path / "o.png", says="p.jpg")
+    no_picture(tmp_path / "p.jpg", tmp_path / "o.txt", says="o.txt")
+    no_picture(next((birds / "images").rglob("*.png")), tmp_path / "no" / "o.png", says="o.png")
+    assert list(tmp_path.iterdir()) == [tmp_path / "p.jpg"]
+
+
+def test_unknown_option_exits_with_two(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--nonsense"])
+    assert caught.value.code == 2

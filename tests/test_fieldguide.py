@@ -1,0 +1,184 @@
+"""Drawn birds: reproducible, correctly labelled, and no easier than they should be."""
+
+import itertools
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loupe_core import CUB200, LoupeError
+from loupe_core.birdplate import PAINT, PARTS
+from loupe_core.fieldguide import (
+    ATTRIBUTES,
+    PART_OF,
+    SPECIES,
+    draw,
+    find_species,
+    random_attributes,
+    species_of,
+    write_fieldguide,
+)
+
+
+def test_there_are_at_least_forty_species_and_no_two_alike():
+    assert len(SPECIES) >= 40
+    assert len({tuple(s.attributes.items()) for s in SPECIES}) == len(SPECIES) == len({s.name for s in SPECIES})
+
+
+def test_members_of_a_group_differ_in_exactly_the_recorded_attribute():
+    for _, members in itertools.groupby(SPECIES, key=lambda s: s.group):
+        for a, b in itertools.combinations(members, 2):
+            assert [k for k in ATTRIBUTES if a.attributes[k] != b.attributes[k]] == [a.differs_in] == [b.differs_in]
+
+
+def test_species_of_different_groups_differ_in_two_attributes_or_more():
+    for a, b in itertools.combinations(SPECIES, 2):
+        if a.group != b.group:
+            assert sum(a.attributes[k] != b.attributes[k] for k in ATTRIBUTES) >= 2
+
+
+def test_the_groups_ask_for_crown_bill_wing_and_breast_among_others():
+    assert {"crown", "bill", "wing", "breast"} <= {s.differs_in for s in species_of(5)}
+    assert set(PART_OF.values()) - {"wing", "eye"} <= set(PARTS)
+
+
+def test_pretraining_never_draws_a_book_species():
+    rng = np.random.default_rng(0)
+    book = [s.attributes for s in SPECIES]
+    assert not any(random_attributes(rng) in book for _ in range(2000))
+
+
+def test_the_same_seed_gives_the_same_image_in_another_process():
+    here = draw(SPECIES[5].attributes, (3, 1)).image
+    code = ("import sys; from loupe_core.fieldguide import SPECIES, draw; "
+            "sys.stdout.buffer.write(draw(SPECIES[5].attributes, (3, 1)).image.tobytes())")
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert there == here.tobytes()
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_parts_lie_on_the_bird_and_the_box_holds_it(size):
+    for k in range(12):
+        bird = draw(SPECIES[4 * k % 48].attributes, k, size, twigs=False)
+        assert bird.image.shape == (size, size, 3) and bird.image.dtype == np.uint8
+        ys, xs = np.nonzero(bird.segmentation)
+        x, y, w, h = bird.box
+        assert x - 1 <= xs.min() and xs.max() <= x + w + 1 and y - 1 <= ys.min() and ys.max() <= y + h + 1
+        for name, (px, py, visible) in zip(PARTS, bird.parts):
+            near = bird.segmentation[max(int(py) - 2, 0):int(py) + 3, max(int(px) - 2, 0):int(px) + 3]
+            assert not visible or near.any(), f"{name} of bird {k} is off the bird"
+
+
+def test_one_eye_and_one_wing_are_hidden_as_in_a_side_view():
+    bird = draw(SPECIES[0].attributes, 0, twigs=False)
+    seen = dict(zip(PARTS, bird.parts[:, 2]))
+    assert seen["left eye"] + seen["right eye"] == 1 and seen["left wing"] + seen["right wing"] == 1
+
+
+def test_the_box_covers_the_asked_share_of_the_frame():
+    shares = [np.prod(draw(SPECIES[k % 48].attributes, k).box[2:]) / 112**2 for k in range(60)]
+    assert 0.14 <= min(shares) and max(shares) <= 0.61 and np.ptp(shares) > 0.25
+
+
+def test_the_crown_has_the_colour_that_the_attribute_says():
+    """The mean colour round the crown's point is nearest to its own paint among the six, whatever the light."""
+    names, right = ATTRIBUTES["crown"], 0
+    paints = np.array([PAINT[name] for name in names], float)
+    for k in range(60):
+        attributes = SPECIES[0].attributes | {"crown": names[k % 6]}
+        bird = draw(attributes, k, 224, twigs=False, area=(0.4, 0.6))
+        x, y = bird.parts[PARTS.index("crown"), :2].astype(int)
+        colour = bird.image[y - 2:y + 3, x - 2:x + 3].mean((0, 1))
+        right += int(np.linalg.norm(paints - colour, axis=1).argmin() == k % 6)
+    assert right >= 54
+
+
+def test_the_same_bird_can_stand_before_another_background():
+    a = draw(SPECIES[9].attributes, 4, scene_seed=1, twigs=False)
+    b = draw(SPECIES[9].attributes, 4, scene_seed=2, twigs=False)
+    np.testing.assert_array_equal(a.segmentation, b.segmentation)
+    np.testing.assert_array_equal(a.parts, b.parts)
+    off = ~a.segmentation
+    assert np.abs(a.image[off].astype(int) - b.image[off]).mean() > 10
+
+
+def test_backgrounds_hold_the_colours_of_parts():
+    """A crimson pixel is no proof of a crimson crown: over many birds, as many lie beside the bird as on a crown."""
+    outside = 0
+    for k in range(40):
+        bird = draw(SPECIES[0].attributes, k)  # a black crown
+        red = (bird.image[..., 0] > 130) & (bird.image[..., 1] < 70) & (bird.image[..., 2] < 80)
+        outside += int((red & ~bird.segmentation).sum() > 5)
+    assert outside >= 5
+
+
+def test_the_written_set_is_read_as_cub(tmp_path):
+    root = write_fieldguide(tmp_path / "birds", species_of(2), train=4, test=2, seed=1)
+    train, val, test = (CUB200(root, split, val_fraction=0.25) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (24, 8, 16) and len(train.class_names) == 8
+    assert find_species(train.class_names[1]) == species_of(2)[1]
+    assert train.parts.shape == (24, 15, 3) and train.boxes.shape == (24, 4)
+    image, bird = test.image(3), test.segmentation(3)
+    assert image.size == (112, 112) and bird.shape == (112, 112) and 0.05 < bird.mean() < 0.6
+    assert train.attributes["species"][0]["differs_in"] == "crown"
+
+
+def test_workers_draw_the_same_pixels(tmp_path):
+    one = write_fieldguide(tmp_path / "one", species_of(1), train=2, test=1)
+    two = write_fieldguide(tmp_path / "two", species_of(1), train=2, test=1, workers=2)
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
+    assert all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
+
+
+def test_an_existing_set_is_kept_and_a_different_one_refused(tmp_path):
+    root = write_fieldguide(tmp_path / "birds", species_of(1), train=1, test=1)
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
+    write_fieldguide(root, species_of(1), train=1, test=1)
+    assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
+    with pytest.raises(LoupeError, match="holds something else"):
+        write_fieldguide(root, species_of(1), train=2, test=1)
+
+
+def test_an_interrupted_set_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+    calls = itertools.count()
+    real = Image.Image.save
+
+    def failing(self, *args, **kwargs):
+        if next(calls) == 3:
+            raise OSError("No space left on device")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", failing)
+    with pytest.raises(OSError):
+        write_fieldguide(tmp_path / "birds", species_of(1), train=2, test=1)
+    assert not (tmp_path / "birds").exists()
+    monkeypatch.undo()
+    assert len(CUB200(write_fieldguide(tmp_path / "birds", species_of(1), train=2, test=1), "test")) == 4
+
+
+@pytest.mark.parametrize("wrong", [dict(crown="pink"), dict(bill=None)])
+def test_unknown_attributes_are_named(wrong):
+    with pytest.raises(LoupeError, match=f"attribute {next(iter(wrong))}="):
+        draw(SPECIES[0].attributes | wrong, 0)
+
+
+def test_unknown_species_and_groups_are_named():
+    with pytest.raises(LoupeError, match="no species named 'Dodo'"):
+        find_species("Dodo")
+    with pytest.raises(LoupeError, match="no group named 'Dodo'"):
+        species_of(["Marrel", "Dodo"])
+
+
+def test_drawing_is_fast_enough():
+    """100 images a second and core at 112 px, by the processor's own clock, best of three."""
+    rates = []
+    for _ in range(3):
+        began = time.process_time()
+        for k in range(30):
+            draw(SPECIES[k].attributes, k)
+        rates.append(30 / (time.process_time() - began))
+    assert max(rates) > 100

@@ -1,0 +1,187 @@
+"""The files that hold the project together agree with one another, and the book's runner does as it says."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbval.plugin import get_sanitize_patterns
+from packaging.requirements import Requirement
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+import loupe_core
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# A file imports only from files that stand before it here.
+ORDER = """errors gate swin_micro sites model export loss geometry birdplate fieldguide images download datasets pretrain
+           trainer results heatmap plots explain scorecard audit explorer cli __main__""".split()
+
+
+def package_imports(path: Path) -> set[str]:
+    """Names of the package's own files that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = f"loupe_core.{node.module}" if node.module else "loupe_core"
+            modules = [relative if node.level else node.module]
+            if modules == ["loupe_core"]:  # `from loupe_core import Loupe` and `from . import gate`
+                modules = [f"loupe_core.{loupe_core._PUBLIC.get(a.name, a.name)}" for a in node.names]
+        else:
+            continue
+        names |= {(m.split(".") + ["__init__"])[1] for m in modules if m.split(".")[0] == "loupe_core"}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "loupe_core").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_package_file_imports_only_from_files_above_it(path):
+    assert path.stem in ORDER, f"give {path.name} its place in ORDER"
+    above = set(ORDER[: ORDER.index(path.stem)])
+    assert package_imports(path) <= above
+
+
+def test_environment_yml_adds_nothing_to_pyproject():
+    python, pip, packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert python == "python" + PYPROJECT["project"]["requires-python"]
+    assert pip == "pip"
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    assert packages == {"pip": [f"-e .[{extras}]"]}
+
+
+def test_requirements_have_lower_bounds_only():
+    project = PYPROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    groups.append(PYPROJECT["build-system"]["requires"])
+    requirements = [Requirement(text) for group in groups for text in group]
+    bounds = {r.name: sorted(str(s) for s in r.specifier) for r in requirements}
+    assert bounds.pop("jupyter-book") == ["<2", ">=1.0.3"]
+    assert all(len(b) == 1 and b[0].startswith(">=") for b in bounds.values()), bounds
+    assert len({r.name for r in requirements}) == len(requirements), "a package is listed twice"
+
+
+def test_every_file_that_the_makefile_names_is_there():
+    named = set(re.findall(r"[\w./-]+\.(?:py|toml|cfg|yml)\b", MAKEFILE))
+    assert "scripts/build_book.py" in named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("command", re.findall(r"-m (loupe_core(?: \w+|\.\w+))", MAKEFILE))
+def test_the_package_knows_the_makefiles_commands(command):
+    subprocess.run([sys.executable, "-m", *command.split(), "--help"], check=True, capture_output=True)
+
+
+def test_table_of_contents_and_pages_are_the_same_set():
+    listed = set(parse_toc_yaml(ROOT / "_toc.yml"))
+    pages = {path.stem for suffix in ("md", "ipynb") for path in (ROOT / "book").glob(f"*.{suffix}")}
+    assert listed == pages
+
+
+SANITIZERS = get_sanitize_patterns((ROOT / "tests" / "nbval_sanitize.cfg").read_text())
+
+
+def sanitize(text: str) -> str:
+    for regex, replacement in SANITIZERS:
+        text = re.sub(regex, replacement, text)
+    return text
+
+
+def test_every_section_of_the_sanitizer_is_read():
+    sections = re.findall(r"^\[.+\]$", (ROOT / "tests" / "nbval_sanitize.cfg").read_text(), re.MULTILINE)
+    assert len(sections) == len(SANITIZERS) > 0
+
+
+@pytest.mark.parametrize("one, other", [
+    ("trained in 41.3 s", "trained in 9.8 s"),
+    ("epoch 3   41.3 s  0.81", "epoch 3  141.0 s  0.81"),
+    ("212.7 images/s", "97.0 images/s"),
+])
+def test_wall_clock_numbers_are_not_compared(one, other):
+    assert sanitize(one) == sanitize(other)
+
+
+@pytest.mark.parametrize("text", [
+    "accuracy 0.853 +- 0.012", "85.3 %", "85.3 species", "20 species, 3 seeds", "112.0 px", "64.0 images",
+    "mask 14 x 14", "lam 0.05", "loss 1.2 sparsity 0.3", "10.5 steps", "3 s", "4.0 MB", "1e-05", "0.042 %",
+])
+def test_every_other_number_is_compared(text):
+    assert sanitize(text) == text
+
+
+@pytest.fixture
+def build_book(monkeypatch, tmp_path):
+    """scripts/build_book.py, with an empty book in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("build_book", ROOT / "scripts" / "build_book.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, path in {"ROOT": tmp_path, "BOOK": tmp_path, "SOURCE": tmp_path}.items():
+        monkeypatch.setattr(module, name, path)
+    return module
+
+
+SMALL = 'PROFILE = "small"'
+PICTURE = """
+display({"image/png": b"-", "text/plain": "<figure>"}, raw=True, metadata={"image/png": {"alt": "a bird"}})
+"""
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def write_chapter(folder: Path, *sources: str) -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata.tags = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "chapter.ipynb")
+
+
+def test_a_run_leaves_the_authors_cells_and_no_trace_of_the_machine(build_book, tmp_path):
+    write_chapter(tmp_path, SMALL, "print(PROFILE)", "1 + 1", PICTURE)
+    before = nbformat.read(tmp_path / "chapter.ipynb", as_version=4)
+    _, seconds, megabytes = build_book.run("chapter")
+    after = nbformat.read(tmp_path / "chapter.ipynb", as_version=4)
+    assert [(c.id, c.source) for c in after.cells] == [(c.id, c.source) for c in before.cells]
+    assert [cell.execution_count for cell in after.cells] == [1, 2, 3, 4]
+    alt = {"mystnb": {"image": {"alt": "a bird"}}}
+    assert [cell.metadata for cell in after.cells] == [{"tags": ["parameters"]}, {}, {}, alt]
+    assert after.cells[1].outputs[0].text == "small\n"
+    assert set(after.metadata) == {"kernelspec", "language_info"}
+    assert "version" not in after.metadata.language_info
+    assert 0 < seconds and 10 < megabytes
+
+
+@pytest.mark.parametrize("sources, line", [
+    ([SMALL, "x = 1\n1 / 0"], r"chapter, cell \[2\] \(x = 1\): ZeroDivisionError: division by zero"),
+    ([SMALL, "import os; os._exit(1)"], r"chapter, cell \[2\] .*: DeadKernelError"),
+    (['PROFILE = "full"'], r'chapter: the cell tagged "parameters" says PROFILE = "full"'),
+])
+def test_a_chapter_that_fails_is_named_in_one_line(build_book, tmp_path, sources, line):
+    write_chapter(tmp_path, *sources)
+    with pytest.raises(build_book.BuildError, match=f"^{line}") as caught:
+        build_book.run("chapter")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("outputs, line", [
+    ([{"text/plain": f"wrote {ROOT}/data"}], "prints a path of this machine: " + re.escape(f"{ROOT}/data")),
+    ([{WIDGET: {}, "text/plain": "Button()"}], "shows a widget"),
+    ([{"image/png": "-"}], "shows a picture without"),
+    ([{"image/png": "-"}, {"image/png": "-"}], "shows several pictures"),
+])
+def test_an_output_that_has_no_place_on_a_page_is_refused(outputs, line, build_book, monkeypatch):
+    monkeypatch.setattr(build_book, "ROOT", ROOT)
+    described = {"mystnb": {"image": {"alt": "a bird"}}} if len(outputs) > 1 else {}
+    cell = nbformat.v4.new_code_cell(execution_count=7, metadata=described)
+    cell.outputs = [nbformat.v4.new_output("display_data", data) for data in outputs]
+    with pytest.raises(build_book.BuildError, match=rf"^chapter, cell \[7\] {line}"):
+        build_book.check_outputs("chapter", nbformat.v4.new_notebook(cells=[cell]))
