@@ -1,43 +1,24 @@
 """The Loupe: a plug-and-play spatial attention gate, with the tools to train it and to look through it.
 
-Names are loaded when they are first used, so that ``import loupe_core`` costs next to nothing until then.
+Importing the package registers the backbone ``swin_micro`` with timm.
 """
 
-import importlib
+from loupe_core import swin_micro  # noqa: F401  (registers itself)
+from loupe_core.datasets import CUB200, PhotoFolder, Sample, collate, open_set
+from loupe_core.download import download_cub
+from loupe_core.errors import LoupeError
+from loupe_core.export import export_onnx
+from loupe_core.gate import Loupe
+from loupe_core.geometry import EvalTransform, Geometry, TrainTransform, transforms_for
+from loupe_core.heatmap import alt_text, mask_to_original, overlay, peak
+from loupe_core.images import open_image
+from loupe_core.loss import LossTerms, LoupeLoss
+from loupe_core.model import LoupeModel
+from loupe_core.trainer import Recipe, Trainer
 
-_PUBLIC = {
-    "LoupeError": "errors",
-    "Loupe": "gate",
-    "LoupeModel": "model",
-    "export_onnx": "export",
-    "LoupeLoss": "loss",
-    "LossTerms": "loss",
-    "Geometry": "geometry",
-    "EvalTransform": "geometry",
-    "TrainTransform": "geometry",
-    "transforms_for": "geometry",
-    "FieldGuide": "fieldguide",
-    "CUB200": "datasets",
-    "PhotoFolder": "datasets",
-    "Sample": "datasets",
-    "collate": "datasets",
-    "open_image": "images",
-    "open_set": "datasets",
-    "Recipe": "trainer",
-    "Trainer": "trainer",
-    "mask_to_original": "heatmap",
-    "overlay": "heatmap",
-}
-
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "CUB200", "EvalTransform", "Geometry", "LossTerms", "Loupe", "LoupeError", "LoupeLoss", "LoupeModel", "PhotoFolder",
+    "Recipe", "Sample", "TrainTransform", "Trainer", "alt_text", "collate", "download_cub", "export_onnx",
+    "mask_to_original", "open_image", "open_set", "overlay", "peak", "transforms_for",
+]
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'loupe_core' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"loupe_core.{_PUBLIC[name]}"), name)
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])

@@ -333,23 +333,25 @@ class Trainer:
             if better:
                 self._best_loss = row["val_loss"]
                 self._best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
-        if self.out_dir is None:
-            return
+        if self.out_dir is not None:
+            try:
+                self._keep(plain, row["epoch"], better)
+            except OSError as e:
+                shutil.rmtree(self.out_dir / "unfinished-state", ignore_errors=True)
+                raise LoupeError(f"{self.out_dir}: epoch {row['epoch']} could not be written ({e.strerror or e}); "
+                                 "the states before it are intact: free some space and resume") from e
+
+    def _keep(self, plain, epoch: int, better: bool):
+        """Writes log, best model and state; each is whole or as it was before. The two newest states stay."""
         if self.accelerator.is_main_process:
             if better:
                 _replace_folder(self.out_dir / "best", plain.save_pretrained)
             _write(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
-        name = f"epoch-{row['epoch']:04d}"
-        unfinished = self.out_dir / "unfinished-state"
-        try:
-            self.accelerator.save_state(str(unfinished))
-        except OSError as e:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise LoupeError(f"{self.out_dir}: the state of epoch {row['epoch']} could not be written "
-                             f"({e.strerror or e}); the states before it are intact: free some space and resume") from e
+        unfinished, states = self.out_dir / "unfinished-state", self.out_dir / "states"
+        self.accelerator.save_state(str(unfinished))
         if self.accelerator.is_main_process:
-            (self.out_dir / "states").mkdir(exist_ok=True)
-            os.replace(unfinished, self.out_dir / "states" / name)
+            states.mkdir(exist_ok=True)
+            os.replace(unfinished, states / f"epoch-{epoch:04d}")
             for old in self._states()[:-2]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()

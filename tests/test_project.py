@@ -26,8 +26,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # A file imports only from files that stand before it here.
-ORDER = """errors gate swin_micro sites model export loss geometry birdplate fieldguide images download datasets pretrain
-           trainer results heatmap plots explain scorecard audit explorer cli __main__""".split()
+ORDER = """errors gate swin_micro sites model export loss geometry birdplate fieldguide images download datasets
+           pretrain trainer results heatmap plots explain scorecard audit explorer cli __main__""".split()
 
 
 def package_imports(path: Path) -> set[str]:
@@ -40,7 +40,7 @@ def package_imports(path: Path) -> set[str]:
             relative = f"loupe_core.{node.module}" if node.module else "loupe_core"
             modules = [relative if node.level else node.module]
             if modules == ["loupe_core"]:  # `from loupe_core import Loupe` and `from . import gate`
-                modules = [f"loupe_core.{loupe_core._PUBLIC.get(a.name, a.name)}" for a in node.names]
+                modules = [getattr(getattr(loupe_core, a.name), "__module__", f"loupe_core.{a.name}") for a in node.names]
         else:
             continue
         names |= {(m.split(".") + ["__init__"])[1] for m in modules if m.split(".")[0] == "loupe_core"}
