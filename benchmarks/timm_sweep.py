@@ -13,6 +13,7 @@ import csv
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import timm
@@ -25,6 +26,11 @@ from loupe_core.model import LoupeModel
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "timm_sweep.csv"
 SEED = 0
+
+
+def timm_families() -> list[str]:
+    """timm's model files; without `swin_micro`, which this package adds."""
+    return [family for family in list_modules() if find_spec(f"timm.models.{family}")]
 
 
 def smallest_member(family: str) -> str | None:
@@ -84,10 +90,10 @@ def fault(model: LoupeModel, logits: torch.Tensor, mask: torch.Tensor) -> str:
     if not (mask.min() >= 0 and mask.max() <= 1):
         return "mask outside [0, 1]"
     for key, p in gate.named_parameters():
-        if p.grad is None or not p.grad.isfinite().all():
-            return f"no finite gradient in {key}"
-        if not p.grad.any():
-            return f"zero gradient in {key}: nothing after the site reads these features"
+        if p.grad is None or not p.grad.any():
+            return f"no gradient in {key}: nothing between the site and the logits reads these features"
+        if not p.grad.isfinite().all():
+            return f"gradient of {key} is not finite"
     return ""
 
 
@@ -118,9 +124,9 @@ def main(names: list[str]) -> None:
             print(try_model(name))
         return
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     rows = []
-    for family in list_modules():
+    for family in timm_families():
         name = smallest_member(family)
         if name:
             rows.append(dict(family=family) | try_model(name))

@@ -38,6 +38,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
     Raises:
         LoupeError: The backbone has something that the exporter cannot express, or the file cannot be written.
     """
+    if not Path(path).parent.is_dir():
+        raise LoupeError(f"no folder {Path(path).parent} to write {Path(path).name} into; make it first")
     names = ["logits", *(["mask"] if model.one_mask else [f"mask_{key}" for key in model.gates])]
     like = next(model.parameters())
     # Two images, because torch.export takes a batch of one for a constant.

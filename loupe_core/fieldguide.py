@@ -12,6 +12,7 @@ colours and patterns of the parts, so that colour alone does not tell.
 
 import json
 import shutil
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -152,6 +153,25 @@ def _draw_job(job, size, weather):
     return draw(SPECIES[species_index].attributes, seed, size, weather=weather)
 
 
+def _describe(species, train, test, size, seed, weather) -> str:
+    """What a set is made from, as the text of its attributes.json."""
+    return json.dumps(dict(
+        generator="loupe_core.fieldguide", version=1, seed=seed, size=size, weather=weather, train=train, test=test,
+        species=[asdict(s) for s in species], attributes=ATTRIBUTES, part_of=PART_OF,
+    ), indent=1)
+
+
+def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, train: int = 30, test: int = 20, size: int = 112,
+                   seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
+    """The set with these settings in a folder of its own below `folder`, drawn when it is asked for the first time.
+
+    Arguments, errors and the returned path are those of ``write_fieldguide``; other settings get another folder.
+    """
+    key = zlib.crc32(_describe(species, train, test, size, seed, weather).encode())
+    root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
+    return write_fieldguide(root, species, train, test, size, seed, weather, workers)
+
+
 def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 30, test: int = 20, size: int = 112,
                      seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
     """Writes a set of drawn birds in CUB-200-2011's layout, with segmentations and ``attributes.json``.
@@ -173,12 +193,7 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 
     Raises:
         LoupeError: `root` exists and holds something else.
     """
-    root = Path(root)
-    description = dict(
-        generator="loupe_core.fieldguide", version=1, seed=seed, size=size, weather=weather, train=train, test=test,
-        species=[asdict(s) for s in species], attributes=ATTRIBUTES, part_of=PART_OF,
-    )
-    text = json.dumps(description, indent=1)
+    root, text = Path(root), _describe(species, train, test, size, seed, weather)
     if root.exists():
         if (root / "attributes.json").is_file() and (root / "attributes.json").read_text() == text:
             return root

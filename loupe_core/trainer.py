@@ -42,7 +42,7 @@ class Recipe:
         weight_decay: decoupled weight decay (the paper: 0.02; the authors' code in effect: 0).
         epochs, batch_size: at most so many epochs; images a step and process.
         patience, min_delta: stop after `patience` epochs without a validation loss lower by `min_delta`.
-        lam, norm, reduction, warmup_epochs, label_smoothing: see ``LoupeLoss``.
+        lam, norm, norm_reduction, warmup_epochs, label_smoothing: see ``LoupeLoss`` (there `reduction`).
         augment: "randaugment" (the authors' code), "crop" (random resized crop and mirror) or "none".
         crop_min: smallest share of the photograph that the random crop may keep (timm's default 0.08).
         precision: "auto" (bf16 where the device computes in it, else fp16 on CUDA, else "no"), "bf16", "fp16", "no".
@@ -62,8 +62,8 @@ class Recipe:
     min_delta: float = 1e-3
     lam: float = 0.05
     norm: str = "l1"
-    reduction: str = "mean"
-    warmup_epochs: float = 0
+    norm_reduction: str = "mean"
+    warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     augment: str = "randaugment"
     crop_min: float = 0.08
@@ -159,7 +159,7 @@ class Trainer:
             mixed_precision=precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
-        self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.reduction, self.recipe.warmup_epochs,
+        self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
                               self.recipe.label_smoothing)
 
     # --- fit ---------------------------------------------------------------------------------------------------

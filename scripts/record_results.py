@@ -17,7 +17,7 @@ import timm
 import torch
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
-from loupe_core.fieldguide import species_of, write_fieldguide
+from loupe_core.fieldguide import fieldguide_set, species_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -44,7 +44,7 @@ def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer]:
 def small_profile(arm: str, seed: int) -> tuple[dict, Trainer]:
     """Chapter 05's runs: 20 species of field-guide birds, `Recipe.small`."""
     species = species_of(5)
-    root = write_fieldguide(ROOT / "data" / "fieldguide-20", species, train=30, test=20, seed=0)
+    root = fieldguide_set(ROOT / "data", species, train=30, test=20)
     torch.manual_seed(seed)
     model = LoupeModel("swin_micro", num_classes=len(species), pretrained="random" not in arm,
                        site=() if "bare" in arm else "stage2")

@@ -20,7 +20,7 @@ def build(backbone, **kwargs) -> LoupeModel:
     backbone = backbone() if callable(backbone) else backbone
     model = LoupeModel(backbone, num_classes=5, pretrained=False, **kwargs)
     for p in model.gates.parameters():
-        torch.nn.init.normal_(p, std=0.1)  # a mask that varies
+        torch.nn.init.normal_(p, std=0.5)  # a mask that varies
     return model.eval()
 
 

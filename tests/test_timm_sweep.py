@@ -2,12 +2,16 @@
 
 import csv
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.timm_sweep import RESULTS, try_model
 from loupe_core.model import LoupeModel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timm_sweep import RESULTS, try_model  # noqa: E402
 
 with RESULTS.open(encoding="utf-8") as file:
     ROWS = list(csv.DictReader(file))
@@ -51,9 +55,9 @@ def test_the_recorded_sweep_fits_95_percent_of_the_families_and_gives_a_reason_f
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("LOUPE_SLOW"), reason="set LOUPE_SLOW=1: some minutes")
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["family"])
-def test_the_sweep_comes_out_as_recorded(row):
-    assert same(row, try_model(row["model"]))
+def test_the_sweep_comes_out_as_recorded():
+    found = {row["family"]: try_model(row["model"]) for row in ROWS}
+    assert {row["family"]: found[row["family"]] for row in ROWS if not same(row, found[row["family"]])} == {}
 
 
 def test_the_sweep_notices_a_gate_that_nothing_reads(monkeypatch):
@@ -64,7 +68,7 @@ def test_the_sweep_notices_a_gate_that_nothing_reads(monkeypatch):
         return logits.detach() + 0 * sum(p.sum() for p in self.parameters()), mask
 
     monkeypatch.setattr(LoupeModel, "forward", forward)
-    assert "zero gradient" in try_model("test_convnext")["reason"]
+    assert "no gradient" in try_model("test_convnext")["reason"]
 
 
 def test_the_sweep_notices_a_mask_that_lies_elsewhere(monkeypatch):

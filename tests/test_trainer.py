@@ -60,7 +60,7 @@ def test_the_default_recipe_is_the_papers():
     recipe = Recipe()
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.lam) == ("lion", 1e-5, 0.02, 0.05)
     assert (recipe.epochs, recipe.batch_size, recipe.patience, recipe.lr_min) == (50, 16, 5, 1e-7)
-    assert (recipe.norm, recipe.reduction, recipe.augment) == ("l1", "mean", "randaugment")
+    assert (recipe.norm, recipe.norm_reduction, recipe.augment) == ("l1", "mean", "randaugment")
 
 
 @pytest.mark.parametrize("wrong", [dict(optimizer="sgd"), dict(lr=0.0), dict(epochs=0), dict(precision="fp8"),

@@ -1,0 +1,62 @@
+"""Recorded results are found from the book's folders, belong to a declared grid, and carry their provenance."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import record_results
+
+from loupe_core import LoupeError
+from loupe_core.results import read_results
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+
+
+def test_results_are_found_from_a_folder_below_and_from_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "results" / "r.csv").write_text("arm,accuracy\nloupe,0.5\n")
+    (tmp_path / "book" / "deep").mkdir(parents=True)
+    monkeypatch.delenv("LOUPE_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path / "book" / "deep")
+    assert read_results("r") == [{"arm": "loupe", "accuracy": "0.5"}]
+    monkeypatch.chdir("/")
+    with pytest.raises(LoupeError, match="no recorded results 'r.csv'"):
+        read_results("r")
+    monkeypatch.setenv("LOUPE_RESULTS", str(tmp_path / "data" / "results"))
+    assert read_results("r")[0]["arm"] == "loupe"
+
+
+def test_a_stopped_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    ran = []
+
+    def toy(arm, seed):
+        ran.append((arm, seed))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return dict(accuracy=seed / 10), None
+
+    choices = [dict(arm=arm, seed=seed) for seed in range(2) for arm in "ab"]
+    monkeypatch.setitem(record_results.GRIDS, "toy", (toy, choices))
+    monkeypatch.setattr(record_results, "provenance", lambda trainer: dict(commit="c"))
+    with pytest.raises(KeyboardInterrupt):
+        record_results.record("toy", tmp_path / "toy.csv")
+    record_results.record("toy", tmp_path / "toy.csv")
+    rows = list(csv.DictReader((tmp_path / "toy.csv").open()))
+    assert [(r["arm"], int(r["seed"])) for r in rows] == [(c["arm"], c["seed"]) for c in choices]
+    assert ran == [("a", 0), ("b", 0), ("a", 1), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("grid", record_results.GRIDS)
+def test_a_recorded_grid_is_complete_and_says_where_it_comes_from(grid):
+    rows = list(csv.DictReader((RESULTS / f"{grid}.csv").open()))
+    wanted = [{k: str(v) for k, v in choice.items()} for choice in record_results.GRIDS[grid][1]]
+    assert [{k: row[k] for k in wanted[0]} for row in rows] == wanted
+    for row in rows:
+        assert row["commit"] and row["torch"] and row["timm"] and row["precision"] and float(row["seconds"]) > 0
+
+
+def test_the_small_profile_is_neither_trivial_nor_hopeless():
+    rows = list(csv.DictReader((RESULTS / "small_profile.csv").open()))
+    loupe = [float(r["accuracy"]) for r in rows if r["arm"] == "loupe"]
+    assert all(0.75 <= a <= 0.92 for a in loupe)
+    assert all(float(r["seconds"]) <= 120 for r in rows)
