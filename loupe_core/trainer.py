@@ -46,6 +46,7 @@ class Recipe:
         augment: "randaugment" (the authors' code), "crop" (random resized crop and mirror) or "none".
         crop_min: smallest share of the photograph that the random crop may keep (timm's default 0.08).
         precision: "auto" (bf16 where the device computes in it, else fp16 on CUDA, else "no"), "bf16", "fp16", "no".
+        freeze_batchnorm: keep the statistics that BatchNorm layers came with (a few hundred images make poor ones).
         workers: processes that read images; -1 takes up to 8 with a GPU and none on a CPU, where they would only
             compete with the training for cores.
         seed: order of images, augmentation, dropout. (Initial weights are drawn before the Trainer sees the model.)
@@ -68,6 +69,7 @@ class Recipe:
     augment: str = "randaugment"
     crop_min: float = 0.08
     precision: str = "auto"
+    freeze_batchnorm: bool = False
     workers: int = -1
     seed: int = 0
 
@@ -216,6 +218,10 @@ class Trainer:
         set_seed(self.recipe.seed * 100_003 + epoch, device_specific=True)
         loader.set_epoch(epoch)
         model.train()
+        if self.recipe.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         began, sums, right, count = time.perf_counter(), 0.0, 0, 0
         for step, batch in enumerate(loader):
             logits, masks = model(batch["image"], return_mask=True)
