@@ -129,9 +129,9 @@ def main(names: list[str]) -> None:
     for family in timm_families():
         name = smallest_member(family)
         if name:
-            rows.append(dict(family=family) | try_model(name))
-            rows[-1] |= dict(seed=SEED, timm=timm.__version__, torch=torch.__version__, commit=commit)
-            print(f"{family:28}{name:40}{rows[-1]['layout']:6}{rows[-1]['mask']:8}{rows[-1]['reason'] or 'ok'}", flush=True)
+            row = dict(family=family) | try_model(name)
+            rows.append(row | dict(seed=SEED, timm=timm.__version__, torch=torch.__version__, commit=commit))
+            print(f"{family:28}{name:40}{row['layout']:6}{row['mask']:8}{row['reason'] or 'ok'}", flush=True)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -115,7 +115,10 @@ class LoupeModel(
             self.backbone_name = backbone.pretrained_cfg["architecture"]
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
-        config = timm.data.resolve_model_data_config(backbone) | (data_config or {})
+        config = timm.data.resolve_model_data_config(backbone)
+        if unknown := set(data_config or {}) - set(config):
+            raise LoupeError(f"data_config has {sorted(unknown)}; expected some of {', '.join(config)}")
+        config |= data_config or {}
         own_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
         self.img_size = tuple(size or own_size or config["input_size"][-2:])
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
@@ -129,10 +132,10 @@ class LoupeModel(
         self.reduction = reduction
         self.backbone = backbone
         self.gates = nn.ModuleDict()
-        places = locate(backbone, self.sites, self.img_size) if self.sites else []
-        for place, layout in places:
+        weight = next(backbone.parameters())
+        for place, layout in locate(backbone, self.sites, self.img_size) if self.sites else []:
             gate = SiteGate(place, layout, reduction, form, self.img_size)
-            self.gates[place.name.replace(".", "_")] = gate.to(next(backbone.parameters()).device)
+            self.gates[place.name.replace(".", "_")] = gate.to(weight.device, weight.dtype)
             backbone.get_submodule(place.module).register_forward_hook(gate.hook)
 
     def forward(self, x: torch.Tensor, return_mask: bool = False):
@@ -216,7 +219,8 @@ class LoupeModel(
         except LoupeError:
             raise
         except (OSError, json.JSONDecodeError) as error:  # the hub's errors are OSErrors
-            raise LoupeError(f"{folder_or_id} cannot be read: {one_line(error)}") from error
+            where = "" if folder.is_dir() else "is no folder here, and on the hub it "
+            raise LoupeError(f"{folder_or_id} {where}cannot be read: {one_line(error)}") from error
 
     @classmethod
     def _from_pretrained(
@@ -244,7 +248,7 @@ class LoupeModel(
             ) from error
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise LoupeError(f"{file}: '{name}' holds NaN or infinite values; expected the weights of a sound training")
+                raise LoupeError(f"{file}: '{name}' holds NaN or infinite values; expected finite weights")
         return model.eval()
 
 

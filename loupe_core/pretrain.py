@@ -112,11 +112,11 @@ def pretrain(out: Path = WEIGHTS, birds: int = 24_000, epochs: int = 20, batch_s
     workers = workers or os.cpu_count() or 1
     torch.manual_seed(seed)
     images, boxes, labels = draw_set(birds, 10_000_000 * (seed + 1), (0.15, 0.75), workers)
-    held_out = draw_set(2_000, 10_000_000 * (seed + 1) + 5_000_000, (0.15, 0.60), workers)
+    held_out = draw_set(min(2_000, birds), 10_000_000 * (seed + 1) + 5_000_000, (0.15, 0.60), workers)
     model = AttributeReader()
     optimizers = _optimizers(model, lr, matrix_lr, weight_decay)
     steps = epochs * (birds // batch_size)
-    warm_up = min(300, steps // 10)
+    warm_up = max(min(300, steps // 10), 1)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / warm_up, 1)
                                                    * (0.5 + 0.5 * np.cos(np.pi * i / steps))) for o in optimizers]
     autocast = torch.autocast("cpu", torch.bfloat16)

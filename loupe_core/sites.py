@@ -83,10 +83,10 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
         LoupeError: A site is unknown; the backbone does not run on such an image; or a site's module is missing, is
             never called, or returns features of another shape than `feature_info` promises.
     """
-    names, sites = list(names), find_sites(backbone)
+    names, sites, kind = list(names), find_sites(backbone), type(backbone).__name__
     for name in names:
         if name not in sites:
-            raise LoupeError(f"site {name!r} is unknown to {type(backbone).__name__}; expected one of {', '.join(sites)}")
+            raise LoupeError(f"site {name!r} is unknown to {kind}; expected one of {', '.join(sites)}")
     x = _pattern(backbone, input_size)
     outputs = observe(backbone, x, {sites[name].module for name in names})
     found = []
@@ -99,7 +99,7 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
         layout = find_layout(backbone, output, site, input_size)
         if layout is None:
             raise LoupeError(
-                f"site {name!r} of {type(backbone).__name__}: module '{site.module}' returned {_shapes(output)}; "
+                f"site {name!r} of {kind}: module '{site.module}' returned {_shapes(output)}; "
                 f"expected features of {site.channels} channels as (B, C, H, W), (B, H, W, C) or (B, tokens, C): "
                 "choose another site"
             )
@@ -250,8 +250,8 @@ def _find_by_value(backbone: nn.Module, x: torch.Tensor, site: Site) -> tuple[Si
             if torch.equal(maps, reference):  # exactly: a block whose branch starts near zero returns almost its input
                 return replace(site, module=name), layout
     raise LoupeError(
-        f"site {site.name!r} of {type(backbone).__name__}: feature_info names module '{site.module}', which is missing or "
-        "never called, and no other module returns its features: choose another site or backbone"
+        f"site {site.name!r} of {type(backbone).__name__}: feature_info names module '{site.module}', which is missing "
+        "or never called, and no other module returns its features: choose another site or backbone"
     )
 
 
@@ -263,6 +263,6 @@ def _check_reading_order(backbone: nn.Module, x: torch.Tensor, site: Site, maps:
     here, there = maps[0].flatten(1).norm(dim=0), reference[0].flatten(1).norm(dim=0)  # one number a token
     if not torch.allclose(here, there, rtol=1e-3) and torch.allclose(here.sort()[0], there.sort()[0], rtol=1e-3):
         raise LoupeError(
-            f"site {site.name!r} of {type(backbone).__name__}: its tokens do not lie row by row, so a mask over them would "
-            "be no picture: choose another backbone"
+            f"site {site.name!r} of {type(backbone).__name__}: its tokens do not lie row by row, so a mask over them "
+            "would be no picture: choose another backbone"
         )

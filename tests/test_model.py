@@ -326,6 +326,13 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(layout):
     torch.testing.assert_close(masks, expected)
 
 
+@torch.no_grad()
+def test_the_gate_takes_the_backbones_dtype():
+    model = LoupeModel(swin().double(), num_classes=5).eval()
+    logits, mask = model(images(model).double(), return_mask=True)
+    assert logits.dtype == mask.dtype == torch.float64
+
+
 # --- saved and restored --------------------------------------------------------------------------------------------
 
 
@@ -490,6 +497,7 @@ def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(tmp_path, kind):
         (dict(num_classes=0), ["num_classes=0"]),
         (dict(class_names=["a", "b"]), ["2 class_names", "num_classes=3"]),
         (dict(backbone="test_vit", backbone_kwargs=dict(no_such_option=1)), ["test_vit", "no_such_option"]),
+        (dict(data_config=dict(men=(0.5, 0.5, 0.5))), ["'men'", "mean"]),
         (dict(backbone="test_vit", img_size=100), ["100 x 100", "img_size"]),
     ],
 )
