@@ -234,12 +234,15 @@ class Trainer:
             self.accelerator.backward(terms.total)
             optimizer.step()
             schedule.step()
-            values = torch.stack([*(t.detach().double() for t in terms), _mask_mean(masks)]).cpu()
+            values = torch.stack([*(t.detach().float() for t in terms), _mask_mean(masks, logits)])
             n = len(logits)
-            sums, count = sums + n * values, count + n
+            sums, count = sums + n * values.cpu().double(), count + n
             right += (logits.detach().argmax(1) == batch["label"]).sum().item()
             bar.update()
-        loss, classification, sparsity, mask_mean = (sums / count).tolist()
+        if self.accelerator.num_processes > 1:  # each process saw its own share of the images
+            total = torch.tensor([*sums, count, right], device=self.accelerator.device)
+            *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
+        loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
         return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
                     accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
 
@@ -251,7 +254,7 @@ class Trainer:
         for batch in loader:
             out, masks = model(batch["image"], return_mask=True)
             # per image, so that a smaller last batch weighs what it should
-            extra = torch.stack([_per_image(masks, lambda m: m.double().mean((1, 2, 3)), out, math.nan),
+            extra = torch.stack([_per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
                                  _per_image(masks, self.loss.penalty, out, 0.0)], 1)
             gathered = self.accelerator.gather_for_metrics(
                 (out.float(), batch["label"], batch["image_id"], extra))
@@ -260,7 +263,7 @@ class Trainer:
         logits, labels, ids, means = map(torch.cat, (logits, labels, ids, means))
         classification = torch.nn.functional.cross_entropy(
             logits.double(), labels, label_smoothing=self.recipe.label_smoothing).item()
-        mask_mean, sparsity = means.mean(0).tolist()
+        mask_mean, sparsity = means.double().mean(0).tolist()
         return dict(loss=classification + self.recipe.lam * sparsity, mask_mean=mask_mean), logits, labels, ids
 
     def evaluate(self, dataset) -> Evaluation:
@@ -355,6 +358,7 @@ class Trainer:
             _write(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
         unfinished, states = self.out_dir / "unfinished-state", self.out_dir / "states"
         self.accelerator.save_state(str(unfinished))
+        self.accelerator.wait_for_everyone()  # every process writes its share of the state
         if self.accelerator.is_main_process:
             states.mkdir(exist_ok=True)
             os.replace(unfinished, states / f"epoch-{epoch:04d}")
@@ -368,14 +372,14 @@ def _as_list(masks) -> list[torch.Tensor]:
 
 
 def _per_image(masks, measure, logits, without: float) -> torch.Tensor:
-    """Mean over sites of `measure` (a mask -> (B,)), or `without` where there is no gate: (B,) double."""
-    values = [measure(m).double() for m in _as_list(masks)]
-    return torch.stack(values).mean(0) if values else logits.new_full((len(logits),), without, dtype=torch.double)
+    """Mean over sites of `measure` (a mask -> (B,)), or `without` where there is no gate: (B,) float."""
+    values = [measure(m).float() for m in _as_list(masks)]
+    return torch.stack(values).mean(0) if values else torch.full_like(logits[:, 0], without, dtype=torch.float)
 
 
-def _mask_mean(masks) -> torch.Tensor:
-    masks = _as_list(masks)
-    return torch.stack([m.detach().double().mean() for m in masks]).mean() if masks else torch.tensor(math.nan).double()
+def _mask_mean(masks, logits) -> torch.Tensor:
+    """Mean over images, positions and sites: a scalar; nan where there is no gate."""
+    return _per_image(masks, lambda m: m.detach().float().mean((1, 2, 3)), logits.detach(), math.nan).mean()
 
 
 def _write(path: Path, text: str) -> None:
