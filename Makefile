@@ -9,6 +9,10 @@ INSTALLED := $(VENV)/.installed
 HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
 
+# Drawn and downloaded sets go here; a chapter that is run by hand uses ~/.cache/loupe unless this is set.
+LOUPE_DATA ?= $(CURDIR)/data
+export LOUPE_DATA
+
 .DEFAULT_GOAL := help
 .PHONY: help book test fieldguide weights clean
 
@@ -16,7 +20,7 @@ help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
 	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
-	@echo "make weights     pretrain swin_micro again (up to 90 minutes on two cores)"
+	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
 	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
 	@echo "Another Python: make book PYTHON=python3.12"
 
