@@ -139,19 +139,19 @@ def parser() -> argparse.ArgumentParser:
 
     p = command(evaluate, "Accuracy, loss and mean of the mask on one split.")
     p.add_argument("data", type=Path, help="folder of the data set")
-    p.add_argument("--checkpoint", type=Path, required=True, help="folder that save_pretrained wrote")
+    p.add_argument("--checkpoint", required=True, help="folder that save_pretrained wrote, or owner/name on the hub")
     p.add_argument("--split", choices=("train", "val", "test"), default="test", help="which split")
     p.add_argument("--batch-size", type=int, default=16, help="images a step")
     p.add_argument("--precision", default="auto", help="auto, bf16, fp16 or no")
 
     p = command(explain, "Draw the mask over one photograph, in its own coordinates, and print the top 5.")
     p.add_argument("photo", type=Path, help="an image file")
-    p.add_argument("--checkpoint", type=Path, required=True, help="folder that save_pretrained wrote")
+    p.add_argument("--checkpoint", required=True, help="folder that save_pretrained wrote, or owner/name on the hub")
     p.add_argument("--output", type=Path, default=Path("loupe.png"), help="image file to write")
     p.add_argument("--alpha", type=float, default=0.5, help="weight of the colour, 0 to 1")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
-    p.add_argument("--checkpoint", type=Path, required=True, help="folder that save_pretrained wrote")
+    p.add_argument("--checkpoint", required=True, help="folder that save_pretrained wrote, or owner/name on the hub")
     p.add_argument("--output", type=Path, default=Path("loupe.onnx"), help="file to write")
 
     p = command(fieldguide, "Draw a set of field-guide birds in CUB-200-2011's layout.")

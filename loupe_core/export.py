@@ -37,13 +37,14 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
         The names of the outputs.
 
     Raises:
-        LoupeError: onnx or onnxscript is missing; the backbone has something that the exporter cannot express, or the file cannot be written.
+        LoupeError: onnx or onnxscript is missing; the backbone has something that the exporter cannot express; or the
+            file cannot be written.
     """
     if not Path(path).parent.is_dir():
         raise LoupeError(f"no folder {Path(path).parent} to write {Path(path).name} into; make it first")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise LoupeError(f"export: the package {missing[0]} is not installed; expected it: pip install 'loupe-core[onnx]'")
+        raise LoupeError(f"export: the package {missing[0]} is not installed; install it: pip install {missing[0]}")
     names = ["logits", *(["mask"] if model.one_mask else [f"mask_{key}" for key in model.gates])]
     like = next(model.parameters())
     # Two images, because torch.export takes a batch of one for a constant.

@@ -291,7 +291,9 @@ class Trainer:
     def _optimizer(self):
         r = self.recipe
         backbone, fresh = [], []
-        head = {id(p) for p in self.model.backbone.get_classifier().parameters()}
+        head = self.model.backbone.get_classifier()
+        heads = head if isinstance(head, (tuple, list)) else [head]  # distilled models have two
+        head = {id(p) for h in heads for p in h.parameters()}
         for name, p in self.model.named_parameters():
             (backbone if name.startswith("backbone.") and id(p) not in head else fresh).append(p)
         groups = [dict(params=backbone, lr=r.lr * r.backbone_lr), dict(params=fresh, lr=r.lr)]

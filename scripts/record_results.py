@@ -70,7 +70,8 @@ def photographs(arm: str, seed: int) -> tuple[dict, Trainer]:
     root = os.environ.get("LOUPE_CUB_ROOT") or sys.exit("photographs: set LOUPE_CUB_ROOT to a folder CUB_200_2011")
     names = CUB200(root).class_names[:10]
     torch.manual_seed(seed)
-    model = LoupeModel(lite0(), num_classes=10, class_names=names, form="residual", site=() if arm == "bare" else "stage2")
+    site = () if arm == "bare" else "stage2"
+    model = LoupeModel(lite0(), num_classes=10, class_names=names, form="residual", site=site)
     recipe = Recipe(optimizer="adamw", lr=1e-3, backbone_lr=0.1, epochs=12, batch_size=32, augment="crop", crop_min=0.5,
                     label_smoothing=0.1, freeze_batchnorm=True, seed=seed)
 
@@ -100,17 +101,20 @@ def record(grid: str, file: Path | None = None) -> Path:
     """Runs the rows of `grid` that its file does not hold yet; returns the file."""
     file = file or RESULTS / f"{grid}.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(file.open())) if file.exists() else []
-    for choice in GRIDS[grid][1]:
-        if any(all(row[k] == str(v) for k, v in choice.items()) for row in rows):
+    choices = GRIDS[grid][1]
+    there = list(csv.DictReader(file.open())) if file.exists() else []
+    rows = {i: row for i, choice in enumerate(choices) for row in there
+            if all(row[k] == str(v) for k, v in choice.items())}
+    for i, choice in enumerate(choices):
+        if i in rows:
             continue
-        rows.append(run_row(grid, choice))
-        print(rows[-1], flush=True)
+        rows[i] = run_row(grid, choice)
+        print(rows[i], flush=True)
         beside = file.with_suffix(".unfinished")
         with beside.open("w", newline="") as f:
-            writer = csv.DictWriter(f, rows[-1].keys(), lineterminator="\n")
+            writer = csv.DictWriter(f, rows[i].keys(), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows[k] for k in sorted(rows))
         os.replace(beside, file)
     return file
 

@@ -40,7 +40,8 @@ def package_imports(path: Path) -> set[str]:
             relative = f"loupe_core.{node.module}" if node.module else "loupe_core"
             modules = [relative if node.level else node.module]
             if modules == ["loupe_core"]:  # `from loupe_core import Loupe` and `from . import gate`
-                modules = [getattr(getattr(loupe_core, a.name), "__module__", f"loupe_core.{a.name}") for a in node.names]
+                values = {a.name: getattr(loupe_core, a.name) for a in node.names}
+                modules = [getattr(value, "__module__", f"loupe_core.{name}") for name, value in values.items()]
         else:
             continue
         names |= {(m.split(".") + ["__init__"])[1] for m in modules if m.split(".")[0] == "loupe_core"}

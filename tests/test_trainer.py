@@ -235,6 +235,14 @@ def test_the_backbone_can_have_a_gentler_rate():
     assert len(slow["params"]) + len(fast["params"]) == len(named)
 
 
+def test_a_backbone_with_two_heads_trains_both_at_the_full_rate():
+    model = LoupeModel("levit_128s", num_classes=4, pretrained=False, site="stage1")
+    trainer = Trainer(model, TRAIN, VAL, Recipe(lr=1e-3, backbone_lr=0.1), progress=False)
+    named = {id(p): n for n, p in model.named_parameters()}
+    fresh = {named[id(p)] for p in trainer._optimizer().param_groups[1]["params"]}
+    assert {n for n in fresh if n.startswith("backbone.head")} == {n for n in named.values() if ".head" in n} != set()
+
+
 @pytest.mark.parametrize("bf16, expected", [(True, "bf16"), (False, "fp16")])
 def test_precision_follows_the_card(monkeypatch, bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
