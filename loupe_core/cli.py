@@ -96,7 +96,8 @@ def export(args) -> None:
 
 def fieldguide(args) -> None:
     species = species_of(args.groups)
-    root = write_fieldguide(args.out, species, args.train, args.test, args.size, args.seed, os.cpu_count() or 1)
+    root = write_fieldguide(args.out, species, train=args.train, test=args.test, size=args.size, seed=args.seed,
+                            weather=args.weather, workers=os.cpu_count() or 1)
     print(f"{len(species) * (args.train + args.test)} drawn birds of {len(species)} species: {root}")
 
 
@@ -161,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--test", type=int, default=20, help="test images a species")
     p.add_argument("--size", type=int, default=112, help="side in pixels")
     p.add_argument("--seed", type=int, default=0, help="same seed, same images")
+    p.add_argument("--weather", type=float, default=1.0, help="0: clear plates; 1: haze, blur, grain, more twigs")
     return top
 
 

@@ -161,7 +161,7 @@ def _describe(species, train, test, size, seed, weather) -> str:
     ), indent=1)
 
 
-def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, train: int = 30, test: int = 20, size: int = 112,
+def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
                    seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
     """The set with these settings in a folder of its own below `folder`, drawn when it is asked for the first time.
 
@@ -169,10 +169,10 @@ def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, train: int = 
     """
     key = zlib.crc32(_describe(species, train, test, size, seed, weather).encode())
     root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
-    return write_fieldguide(root, species, train, test, size, seed, weather, workers)
+    return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather, workers=workers)
 
 
-def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, train: int = 30, test: int = 20, size: int = 112,
+def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
                      seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
     """Writes a set of drawn birds in CUB-200-2011's layout, with segmentations and ``attributes.json``.
 

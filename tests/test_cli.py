@@ -71,6 +71,9 @@ def test_resume_goes_on_with_the_recipe_that_was_begun(birds, tmp_path, capsys):
 def test_fieldguide_writes_a_set(tmp_path, capsys):
     assert main(["fieldguide", str(tmp_path / "b"), "--groups", "1", "--train", "2", "--test", "1"]) == 0
     assert "12 drawn birds of 4 species" in capsys.readouterr().out
+    same = write_fieldguide(tmp_path / "same", species_of(1), train=2, test=1)  # the package's defaults, drawn again
+    for file in sorted(same.rglob("*.png")):
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(same)).read_bytes()
 
 
 def test_own_folder_trains_and_explains(tmp_path, capsys):
