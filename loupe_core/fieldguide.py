@@ -169,7 +169,8 @@ def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int
     """
     key = zlib.crc32(_describe(species, train, test, size, seed, weather).encode())
     root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
-    return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather, workers=workers)
+    return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather,
+                            workers=workers)
 
 
 def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
