@@ -30,7 +30,8 @@ def train(args) -> None:
     if args.download:
         download_cub(args.data)
     recipe = _recipe(args)
-    names = open_set(args.data, "train", seed=recipe.seed).class_names
+    # The splits keep their own default seed: `evaluate` must find the test images that `train --seed 3` never saw.
+    names = open_set(args.data, "train").class_names
     torch.manual_seed(recipe.seed)  # of the gate's and the head's initial weights
     site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
     model = LoupeModel(args.backbone, num_classes=len(names), pretrained=not args.from_scratch, class_names=names,
@@ -38,7 +39,7 @@ def train(args) -> None:
     sets = {}
     for split in ("train", "val"):
         options = recipe.train_transform_options() if split == "train" else dict(train=False)
-        sets[split] = open_set(args.data, split, seed=recipe.seed, cache=args.cache,
+        sets[split] = open_set(args.data, split, cache=args.cache,
                                transform=transforms_for(model.data_config, **options))
     trainer = Trainer(model, sets["train"], sets["val"], recipe, args.out)
     print(f"{len(sets['train'])} training and {len(sets['val'])} validation images of {len(names)} classes, "

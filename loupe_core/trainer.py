@@ -188,6 +188,7 @@ class Trainer:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer.optimizer, T_max=max(r.epochs * len(train_loader), 1), eta_min=r.lr_min)
         self.accelerator.register_for_checkpointing(schedule, self)
+        self.history, self._best_loss, self._best_weights, self._stale = [], math.inf, None, 0
         self._begin(resume)
         try:
             bar = tqdm(total=r.epochs * len(train_loader), initial=len(self.history) * len(train_loader),

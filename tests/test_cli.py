@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from loupe_core.cli import main
+from loupe_core.datasets import open_set
 from loupe_core.fieldguide import species_of, write_fieldguide
 
 SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "8", "--precision", "no"]
@@ -84,6 +85,27 @@ def test_own_folder_trains_and_explains(tmp_path, capsys):
             Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / "own" / name / f"{k}.jpg")
     assert main(["train", str(tmp_path / "own"), "--out", str(tmp_path / "run"), *SMALL]) == 0
     assert "of 2 classes" in capsys.readouterr().out
+
+
+def test_evaluate_never_sees_an_image_that_another_training_seed_has_trained_on(tmp_path, monkeypatch):
+    from loupe_core import cli
+
+    rng, opened = np.random.default_rng(0), {}
+    for name in ("cat", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for k in range(10):
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "own" / name / f"{k}.png")
+
+    def recording(root, split="train", **options):
+        data = open_set(root, split, **options)
+        opened[split] = set(data.paths)
+        return data
+
+    monkeypatch.setattr(cli, "open_set", recording)
+    out = tmp_path / "run"
+    assert main(["train", str(tmp_path / "own"), "--out", str(out), *SMALL, "--seed", "3"]) == 0
+    assert main(["evaluate", str(tmp_path / "own"), "--checkpoint", str(out / "best")]) == 0
+    assert opened["test"] and not opened["test"] & (opened["train"] | opened["val"])
 
 
 def test_python_m_loupe_core_is_the_same_command(tmp_path):

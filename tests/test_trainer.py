@@ -154,6 +154,13 @@ def test_fit_ends_with_the_epoch_of_lowest_validation_loss():
     assert result.accuracy == pytest.approx(lowest["val_accuracy"])
 
 
+def test_fit_again_trains_again():
+    trainer = trained(epochs=1)
+    first = trainer.history
+    again = trainer.fit()
+    assert len(again) == 1 and again[0]["loss"] < first[0]["loss"]  # it starts from the trained weights
+
+
 def test_training_stops_when_patience_is_used_up():
     trainer = trained(lr=1e-9, lr_min=0.0, epochs=9, patience=2, min_delta=0.5)
     assert len(trainer.history) == 3  # the first epoch counts as better than none, the next two as stale
