@@ -6,6 +6,7 @@ Every row carries its provenance: commit, versions, processor, precision, thread
 
 import argparse
 import csv
+import json
 import os
 import platform
 import subprocess
@@ -13,11 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 
-from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
-from loupe_core.fieldguide import fieldguide_set, species_of
+from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
+from loupe_core.birdplate import PARTS
+from loupe_core.fieldguide import PART_OF, fieldguide_set, find_species, species_of
+from loupe_core.peers import peer, put_after
+from loupe_core.scorecard import rank_of_part
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -31,25 +36,101 @@ def provenance(trainer: Trainer) -> dict:
                 precision=trainer.accelerator.mixed_precision, threads=torch.get_num_threads())
 
 
-def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer]:
+def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer, CUB200]:
     """One training; the test split is opened once, at the end. `sets(split, transform)` makes the three data sets."""
     train, val, test = (sets(split, transforms_for(model.data_config, **options)) for split, options in (
         ("train", recipe.train_transform_options()), ("val", dict(train=False)), ("test", dict(train=False))))
     trainer = Trainer(model, train, val, recipe, progress=False)
     rows = trainer.fit()
     result = trainer.evaluate(test)
-    return dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4), epochs=len(rows)), trainer
+    outcome = dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4), epochs=len(rows))
+    return outcome, trainer, test
+
+
+@torch.no_grad()
+def masks_of(model: LoupeModel, module: torch.nn.Module, dataset: CUB200) -> list[np.ndarray]:
+    """The mask (h, w) that `module` returns for each image."""
+    seen = []
+    handle = module.register_forward_hook(lambda m, inputs, output: seen.extend(output[:, 0].float().cpu().numpy()))
+    for first in range(0, len(dataset), 64):
+        images = [dataset[i].image for i in range(first, min(first + 64, len(dataset)))]
+        model.eval()(torch.stack(images).to(next(model.parameters()).device))
+    handle.remove()
+    return seen
+
+
+def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
+    """How high the mask stands at the part that tells a species from its neighbours: means over images, 0.5 is chance.
+
+    on_bird: share of images whose mask's peak lies on the bird.
+    """
+    ranks, hits = [], []
+    for i, mask in enumerate(masks):
+        sample, bird = dataset[i], dataset.segmentation(i)
+        part = PARTS.index(PART_OF[find_species(dataset.class_names[sample.label]).differs_in])
+        ranks.append(rank_of_part(mask, sample, part, bird))
+        x, y = peak(mask, sample.geometry)
+        hits.append(bird[int(y), int(x)])
+    among_all, among_bird = np.nanmean(ranks, axis=0)
+    return dict(rank=round(float(among_all), 4), rank_on_bird=round(float(among_bird), 4), on_bird=round(float(np.mean(hits)), 4))
+
+
+NO_RANKS = dict(rank="", rank_on_bird="", on_bird="")
+
+
+def fieldguide_sets(species, seed: int, train: int, test: int):
+    """For `run`: field-guide birds of these species."""
+    root = fieldguide_set(ROOT / "data", species, train=train, test=test)
+    return lambda split, transform: CUB200(root, split, seed=seed, cache=True, transform=transform)
 
 
 def small_profile(arm: str, seed: int) -> tuple[dict, Trainer]:
     """Chapter 05's runs: 20 species of field-guide birds, `Recipe.small`."""
     species = species_of(5)
-    root = fieldguide_set(ROOT / "data", species, train=30, test=20)
     torch.manual_seed(seed)
     model = LoupeModel("swin_micro", num_classes=len(species), pretrained="random" not in arm,
                        site=() if "bare" in arm else "stage2")
-    return run(model, lambda split, transform: CUB200(root, split, seed=seed, cache=True, transform=transform),
-               Recipe.small(seed=seed))
+    outcome, trainer, _ = run(model, fieldguide_sets(species, seed, 30, 20), Recipe.small(seed=seed))
+    return outcome, trainer
+
+
+GROUPS = {"crown": ["Marrel", "Tindle"], "bill": ["Corvane", "Pellith"], "wing": ["Ossary", "Quillon"]}
+
+
+def attention(part: str, arm: str, seed: int) -> tuple[dict, Trainer]:
+    """Chapter 02's runs: eight species in two groups that differ in one part alone; attention of equal size."""
+    species = species_of(GROUPS[part])
+    torch.manual_seed(seed)
+    model = LoupeModel("swin_micro", num_classes=len(species), site="stage2" if arm == "loupe" else ())
+    if arm in ("se", "cbam"):
+        size = LoupeModel("swin_micro", num_classes=len(species)).gate_parameters()
+        put_after(model, peer(arm, 64, size))
+    outcome, trainer, test = run(model, fieldguide_sets(species, seed, 60, 50), Recipe.small(seed=seed))
+    module = {"loupe": lambda: model.gates["stage2"].loupe, "cbam": lambda: model.peer.spatial.gate}.get(arm)
+    return outcome | (part_ranks(masks_of(model, module(), test), test) if module else NO_RANKS), trainer
+
+
+def small_gate(norm: str, lam: float, site: str, form: str, gate: str, seed: int) -> tuple[dict, Trainer]:
+    """The small profile with one thing changed. For seed 0 the masks of some test images are kept."""
+    species = species_of(5)
+    torch.manual_seed(seed)
+    model = LoupeModel("swin_micro", num_classes=len(species), site=site, form=form)
+    where = model.gates[site.replace(".", "_")]
+    if gate == "self-attention":
+        where.loupe = peer("self-attention", where.site.channels, model.gate_parameters())
+    recipe = Recipe.small(seed=seed, lam=lam, norm=norm)
+    outcome, trainer, test = run(model, fieldguide_sets(species, seed, 30, 20), recipe)
+    masks = masks_of(model, where.loupe, test)
+    if seed == 0:
+        outcome["masks"] = {int(test.image_ids[i]): masks[i].round(4).tolist() for i in range(0, len(test), 25)}
+    spread = float(np.mean([mask.std() for mask in masks]))
+    return outcome | dict(mask_sd=round(spread, 4)) | part_ranks(masks, test), trainer
+
+
+def changed(**change) -> list[dict]:
+    """The small profile with `change`, seeds 0 to 2."""
+    default = dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="convolution")
+    return [default | change | dict(seed=seed) for seed in range(3)]
 
 
 def lite0() -> torch.nn.Module:
@@ -80,20 +161,39 @@ def photographs(arm: str, seed: int) -> tuple[dict, Trainer]:
             return None
         return CUB200(root, split, val_fraction=0, classes=names, cache=True, transform=transform)
 
-    return run(model, sets, recipe)
+    outcome, trainer, _ = run(model, sets, recipe)
+    return outcome, trainer
 
 
 GRIDS = {
+    "attention": (attention, [dict(part=part, arm=arm, seed=seed) for part in GROUPS for seed in range(5)
+                              for arm in ("bare", "se", "cbam", "loupe")]),
+    "lambda": (small_gate, [row for lam in (0, 0.01, 0.05, 0.5, 5) for row in changed(lam=lam)]
+               + [row for lam in (0.5, 5) for row in changed(lam=lam, norm="l2")]),
+    "sites": (small_gate, [row for change in (
+        dict(site="stage1"), dict(site="stage3"), dict(site="stage4"), dict(site="stage3.inside"),
+        dict(form="mix"), dict(form="residual"), dict(gate="self-attention")) for row in changed(**change)]),
     "photographs": (photographs, [dict(arm=arm, seed=seed) for arm in ("loupe", "bare") for seed in range(3)]),
     "small_profile": (small_profile, [dict(arm=arm, seed=seed) for seed in range(3)
                                       for arm in ("loupe", "bare", "loupe, random weights", "bare, random weights")]),
 }
 
 
+def keep_masks(grid: str, choice: dict, masks: dict) -> None:
+    """Adds a run's masks, by image id, to data/results/<grid>_masks.json, in place of those it had."""
+    file = RESULTS / f"{grid}_masks.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
+    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 def run_row(grid: str, choice: dict) -> dict:
     """One row of a grid, run now: its choices, what came out, and its provenance."""
     began = time.perf_counter()
     outcome, trainer = GRIDS[grid][0](**choice)
+    masks = outcome.pop("masks", None)
+    if masks:
+        keep_masks(grid, choice, masks)
     return {**choice, **outcome, "seconds": round(time.perf_counter() - began, 1), **provenance(trainer)}
 
 

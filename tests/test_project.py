@@ -26,8 +26,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # A file imports only from files that stand before it here.
-ORDER = """errors gate swin_micro sites model export loss geometry birdplate fieldguide images download datasets
-           pretrain trainer results heatmap plots explain scorecard audit explorer cli __main__""".split()
+ORDER = """errors gate swin_micro sites model peers export loss geometry birdplate fieldguide images download datasets
+           pretrain trainer results heatmap plots page explain scorecard audit explorer cli __main__""".split()
 
 
 def package_imports(path: Path) -> set[str]:

@@ -1,0 +1,92 @@
+"""Other attention in the Loupe's place: what a fair comparison puts after the same stage, with as many weights.
+
+Squeeze-and-Excitation (Hu et al. 2018) and CBAM (Woo et al. 2018) are timm's own modules. They return attended
+features and no mask, so they stand as a forward hook on the bare backbone.
+"""
+
+import torch
+from timm.layers.cbam import CbamModule
+from timm.layers.squeeze_excite import SEModule
+from torch import nn
+
+from loupe_core.errors import LoupeError
+from loupe_core.model import LoupeModel
+from loupe_core.sites import from_maps, locate, select, to_maps
+
+
+class SelfAttentionMask(nn.Module):
+    """A mask from one head of global self-attention instead of convolutions; `gate.loupe` may be replaced by it.
+
+    Args:
+        channels: Channels C of the features.
+        width: Size of queries, keys and values.
+
+    Shape:
+        features `(B, C, H, W)` -> mask `(B, 1, H, W)` in [0, 1].
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        B, C, H, W = features.shape
+        tokens = self.norm(features.flatten(2).transpose(1, 2))  # (B, HW, C)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)  # each (B, HW, width)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        return torch.sigmoid(self.score(attended)).transpose(1, 2).unflatten(2, (H, W))
+
+
+def _with_width(kind: str, channels: int, width: int) -> nn.Module:
+    if kind == "se":
+        return SEModule(channels, rd_channels=width)
+    if kind == "cbam":
+        return CbamModule(channels, rd_channels=width)
+    return SelfAttentionMask(channels, width)
+
+
+def peer(kind: str, channels: int, parameters: int) -> nn.Module:
+    """Attention of this kind whose hidden width brings it closest to a number of parameters.
+
+    Args:
+        kind: "se" or "cbam": features `(B, C, H, W)` -> features; "self-attention": features -> mask.
+        channels: Channels C of the features.
+        parameters: the size to match, such as the Loupe's.
+
+    Raises:
+        LoupeError: the kind is unknown.
+    """
+    if kind not in ("se", "cbam", "self-attention"):
+        raise LoupeError(f"peer {kind!r} is unknown; expected one of se, cbam, self-attention")
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in _with_width(kind, channels, width).parameters())
+
+    step = size(2) - size(1)  # every kind grows by the same amount for each unit of width
+    width = max(round((parameters - size(1)) / step) + 1, 1)
+    return _with_width(kind, channels, width)
+
+
+def put_after(model: LoupeModel, module: nn.Module, site: str = "stage2") -> LoupeModel:
+    """Lets the features at a site pass through `module` (features -> features) on their way; changes `model`.
+
+    `model.peer` is the module, so that it is trained and saved as the rest; `from_pretrained` does not know it.
+
+    Raises:
+        LoupeError: the site is unknown.
+    """
+    (place, layout), = locate(model.backbone, [site], model.img_size)
+    model.peer = module
+
+    def hook(stage, inputs, output):
+        x = select(output, layout)
+        attended = from_maps(module(to_maps(x, layout, model.img_size)), x, layout)
+        if layout.item is None:
+            return attended
+        return type(output)([*output[: layout.item], attended, *output[layout.item + 1 :]])
+
+    model.backbone.get_submodule(place.module).register_forward_hook(hook)
+    return model
