@@ -1,8 +1,10 @@
-"""Recorded results: the rows in ``data/results`` that long runs have left for the chapters to show."""
+"""Recorded results: the rows in ``data/results`` that long runs have left, and the interval that goes with a mean."""
 
 import csv
 import os
 from pathlib import Path
+
+from scipy import stats
 
 from loupe_core.errors import LoupeError
 
@@ -22,3 +24,16 @@ def read_results(name: str) -> list[dict[str, str]]:
                 return list(csv.DictReader(file))
     raise LoupeError(f"no recorded results '{name}.csv' in {folders[0]}; expected a checkout of the book: start "
                      "there, or set LOUPE_RESULTS to its folder data/results")
+
+
+def interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Mean of a few runs and the half-width of its confidence interval (Student's t), say over seeds.
+
+    Raises:
+        LoupeError: fewer than two values, which have no spread.
+    """
+    values = [float(v) for v in values]
+    if len(values) < 2:
+        raise LoupeError(f"interval: found {len(values)} value(s); expected two or more to tell a spread")
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return sum(values) / len(values), float(half)

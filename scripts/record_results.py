@@ -51,7 +51,11 @@ def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer, CUB200]
 def masks_of(model: LoupeModel, module: torch.nn.Module, dataset: CUB200) -> list[np.ndarray]:
     """The mask (h, w) that `module` returns for each image."""
     seen = []
-    handle = module.register_forward_hook(lambda m, inputs, output: seen.extend(output[:, 0].float().cpu().numpy()))
+
+    def keep(module, inputs, output):
+        seen.extend(output[:, 0].float().cpu().numpy())
+
+    handle = module.register_forward_hook(keep)
     for first in range(0, len(dataset), 64):
         images = [dataset[i].image for i in range(first, min(first + 64, len(dataset)))]
         model.eval()(torch.stack(images).to(next(model.parameters()).device))
@@ -67,12 +71,14 @@ def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
     ranks, hits = [], []
     for i, mask in enumerate(masks):
         sample, bird = dataset[i], dataset.segmentation(i)
-        part = PARTS.index(PART_OF[find_species(dataset.class_names[sample.label]).differs_in])
-        ranks.append(rank_of_part(mask, sample, part, bird))
+        name = PART_OF[find_species(dataset.class_names[sample.label]).differs_in]
+        sides = [rank_of_part(mask, sample, k, bird) for k, part in enumerate(PARTS) if part.endswith(name)]
+        ranks.append(max(sides, key=lambda rank: np.isfinite(rank[0])))  # of two wings or eyes, the one that is seen
         x, y = peak(mask, sample.geometry)
         hits.append(bird[int(y), int(x)])
     among_all, among_bird = np.nanmean(ranks, axis=0)
-    return dict(rank=round(float(among_all), 4), rank_on_bird=round(float(among_bird), 4), on_bird=round(float(np.mean(hits)), 4))
+    means = dict(rank=among_all, rank_on_bird=among_bird, on_bird=np.mean(hits))
+    return {name: round(float(value), 4) for name, value in means.items()}
 
 
 NO_RANKS = dict(rank="", rank_on_bird="", on_bird="")
