@@ -172,7 +172,7 @@ def photographs(arm: str, seed: int) -> tuple[dict, Trainer]:
 
 
 GRIDS = {
-    "attention": (attention, [dict(part=part, arm=arm, seed=seed) for part in GROUPS for seed in range(5)
+    "attention": (attention, [dict(part=part, arm=arm, seed=seed) for seed in range(5) for part in GROUPS
                               for arm in ("bare", "se", "cbam", "loupe")]),
     "lambda": (small_gate, [row for lam in (0, 0.01, 0.05, 0.5, 5) for row in changed(lam=lam)]
                + [row for lam in (0.5, 5) for row in changed(lam=lam, norm="l2")]),
