@@ -24,6 +24,8 @@ from loupe_core.gate import Gate
 from loupe_core.sites import Layout, Site, from_maps, locate, one_line, select, to_maps
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
+FIELDGUIDE = Path(__file__).parent / "weights" / "fieldguide_loupe"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

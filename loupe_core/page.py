@@ -19,8 +19,9 @@ from loupe_core.plots import STYLE
 
 # The colours are the page's own, light or dark; right and wrong are told by a word first, and by a bar at the side.
 _STYLE = """<style>
-.loupe-ask {border: 1px solid currentColor; border-radius: 6px; padding: .4em 1em .8em; margin: 1em 0}
-.loupe-ask legend {float: none; width: auto; font-size: 1em; font-weight: 600; padding: 0 .4em; margin: 0}
+.loupe-ask {border: 1px solid currentColor; border-radius: 6px; padding: .8em 1em; margin: 1em 0; min-width: 0}
+.loupe-ask legend {float: left; width: 100%; font-size: 1em; font-weight: 600; padding: 0; margin: 0 0 .3em}
+.loupe-ask legend + * {clear: both}
 .loupe-ask input {margin: .7em .5em .7em 0; width: 1.1em; height: 1.1em; vertical-align: middle}
 .loupe-ask label {display: inline; cursor: pointer; padding: .5em 1em .5em 0}
 .loupe-ask input:focus-visible + label {outline: 2px solid currentColor; outline-offset: 2px}
@@ -75,9 +76,9 @@ def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None
         inputs.append(f'<input type="radio" name="{ident}" id="{ident}-{i}"{checked}>'
                       f'<label for="{ident}-{i}">{_text(label)}</label>')
         data = base64.b64encode(_webp(figure)).decode()
-        images.append(f'<img class="{ident}-{i}" alt="{html.escape(alt)}" src="data:image/webp;base64,{data}">')
+        images.append(f'<img class="{ident}-{i} dark-light" alt="{html.escape(alt)}" src="data:image/webp;base64,{data}">')
         rules.append(f"#{ident}-{i}:checked ~ .{ident}-{i} {{display: block}}")
-    _display(name, f"<style>{' '.join(rules)}</style>" + "".join(inputs + images))
+    _display(name, f"<div><style>{' '.join(rules)}</style>{''.join(inputs + images)}</div>")
 
 
 def _display(title: str, body: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ import threading
 import time
 from ast import literal_eval
 from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -175,11 +178,28 @@ def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             text = [output.get("text", ""), *(v for kind, v in data.items() if not kind.startswith("image/"))]
+            page = str(data.get("text/html", ""))
+            if any('alt="' not in image for image in re.findall(r"<img\b[^>]*>", page)):
+                raise BuildError(f"{where} shows a picture in HTML without alternative text")
             found = pattern.search(" ".join(map(str, text)))
             if found:
                 raise BuildError(f"{where} prints a path of this machine: {found[0]}")
             if "application/vnd.jupyter.widget-view+json" in data:
                 raise BuildError(f"{where} shows a widget, which is dead on the page")
+
+
+def write_status(rows: list[tuple[str, str, str]]) -> None:
+    """Puts seconds, memory and the environment of this build into the copy of status.md."""
+    packages = ("torch", "torchvision", "timm", "lion-pytorch", "accelerate", "captum", "numpy", "jupyter-book")
+    record = [f"| {name} | {version(name)} |" for name in packages]
+    record += [f"| Python | {platform.python_version()} |", f"| system | {platform.system()} {platform.machine()} |",
+               f"| cores | {os.cpu_count()} |", f"| run on | {date.today()} |"]
+    lines = ["| chapter | seconds | peak MB |", "|---|---:|---:|"]
+    lines += [f"| [{name}]({name}) | {seconds} | {megabytes} |" for name, seconds, megabytes in rows]
+    lines += ["", "| environment | |", "|---|---|", *record]
+    page = SOURCE / "status.md"
+    before, rest = page.read_text().split("<!-- status -->\n")
+    page.write_text(before + "\n".join(lines) + "\n" + rest.split("<!-- /status -->\n")[1])
 
 
 def build_pages() -> None:
@@ -207,6 +227,7 @@ def build(names: list[str], in_place: bool) -> None:
         if in_place:
             nbformat.write(notebook, BOOK / f"{name}.ipynb")
     print("building the pages ...", flush=True)
+    write_status(rows)
     build_pages()
     width = max(len(name) for name, *_ in [("chapter",), *rows])
     for name, seconds, megabytes in [("chapter", "seconds", "peak MB"), *rows]:

@@ -7,11 +7,14 @@ import shutil
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import loupe_core.model
 from loupe_core.errors import LoupeError
-from loupe_core.model import LoupeModel
+from loupe_core.fieldguide import SPECIES, draw
+from loupe_core.geometry import transforms_for
+from loupe_core.model import FIELDGUIDE, LoupeModel
 from loupe_core.sites import find_sites, locate, token_grid
 
 
@@ -588,3 +591,15 @@ def test_the_data_config_is_the_backbones_own():
         input_size=(3, 112, 112), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9
     )
     assert (model.num_classes, model.class_names, model.backbone_name) == (5, None, "swin_micro")
+
+
+def test_the_loupe_that_travels_with_the_package_names_new_birds():
+    model = LoupeModel.from_pretrained(FIELDGUIDE).eval()
+    assert [name.split(".")[1] for name in model.class_names] == [species.name for species in SPECIES]
+    transform = transforms_for(model.data_config, train=False)
+    drawings = [draw(species.attributes, seed=(77, k)).image for k, species in enumerate(SPECIES)]
+    x = torch.stack([transform(Image.fromarray(drawing))[0] for drawing in drawings])
+    with torch.no_grad():
+        logits, mask = model(x, return_mask=True)
+    assert (logits.argmax(1) == torch.arange(len(SPECIES))).float().mean() > 0.8  # 1/48 by chance
+    assert mask.shape == (48, 1, 14, 14) and mask.std((1, 2, 3)).min() > 0.01

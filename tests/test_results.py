@@ -3,11 +3,12 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import record_results
 
 from loupe_core import LoupeError
-from loupe_core.results import read_results
+from loupe_core.results import interval, read_results
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 
@@ -60,3 +61,16 @@ def test_the_small_profile_is_neither_trivial_nor_hopeless():
     loupe = [float(r["accuracy"]) for r in rows if r["arm"] == "loupe"]
     assert all(0.75 <= a <= 0.92 for a in loupe)
     assert all(float(r["seconds"]) <= 120 for r in rows)
+
+
+def test_an_interval_is_students_t_and_covers_as_often_as_it_says():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and abs(half - 4.302653 / 3**0.5) < 1e-5  # t(0.975, 2 degrees of freedom) * 1 / sqrt(3)
+    rng = np.random.default_rng(0)
+    covered = [abs(mean) <= half for mean, half in (interval(rng.normal(size=4)) for _ in range(4000))]
+    assert abs(np.mean(covered) - 0.95) < 4 * (0.95 * 0.05 / 4000) ** 0.5
+
+
+def test_an_interval_of_one_value_is_refused():
+    with pytest.raises(LoupeError, match="found 1 value"):
+        interval([0.9])

@@ -1,0 +1,114 @@
+"""Every chapter keeps the promises of the book: one plan, one first cell, exercises that were run, checks that mark."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
+PAGES = sorted((ROOT / "book").glob("*.md"))
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def cells(request):
+    return nbformat.read(request.param, as_version=4).cells
+
+
+def code(cells):
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def prose(cells):
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def test_the_first_cell_is_the_same_everywhere_and_prints_nothing():
+    first = {path: code(nbformat.read(path, as_version=4).cells)[0] for path in CHAPTERS}
+    assert len({cell.source for cell in first.values()}) == 1
+    assert all(not cell.outputs and cell.metadata.tags == ["hide-input"] for cell in first.values())
+
+
+def test_a_chapter_has_one_parameters_cell_that_says_small(cells):
+    tagged = [cell for cell in code(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    lines = [line for line in tagged[0].source.splitlines() if not line.startswith("#")]
+    assert lines[:2] == ['PROFILE = "small"', "SEED = 0"]
+
+
+def test_a_chapter_follows_the_plan(cells):
+    text = prose(cells)
+    assert len(re.findall(r"^# ", text, flags=re.M)) == 1 and text.startswith("# ")
+    assert "**You will be able to**" in text and "**The question.**" in text
+    heads = re.findall(r"^## (.+)$", text, flags=re.M)
+    assert heads[-4:] == ["Recap", "Quick checks", "Exercises", "What this chapter has settled"]
+    settled = text.split("## What this chapter has settled")[1]
+    assert len(re.findall(r"^\| ", settled, flags=re.M)) >= 3
+
+
+def test_a_chapter_has_three_quick_checks_or_more(cells):
+    checks = [cell for cell in code(cells) if re.search(r"^quiz\(", cell.source, flags=re.M)]
+    assert len(checks) >= 3
+    for cell in checks:
+        assert "remove-input" in cell.metadata.tags
+        assert all("text/html" in output.data for output in cell.outputs) and cell.outputs
+
+
+def test_every_exercise_has_a_hidden_solution_that_was_run(cells):
+    labels = re.findall(r"```{exercise}\n:label: (\S+)", prose(cells))
+    assert 3 <= len(labels) <= 5
+    for label in labels:
+        opening = f"{{solution-start}} {label}\n:class: dropdown"
+        start = next(i for i, cell in enumerate(cells) if opening in cell.source)
+        end = next(i for i, cell in enumerate(cells) if i > start and "```{solution-end}" in cell.source)
+        between = code(cells[start:end])
+        assert between, label
+        for cell in between:
+            assert cell.metadata.get("jupyter", {}).get("source_hidden"), label
+            assert cell.execution_count, label
+    assert len(re.findall(r"```{solution-end}", prose(cells))) == len(labels)
+
+
+def test_a_chapter_was_run_in_order_without_errors_or_warnings(cells):
+    counts = [cell.execution_count for cell in code(cells) if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1))
+    for cell in code(cells):
+        assert not [out for out in cell.outputs if out.output_type == "error" or out.get("name") == "stderr"]
+    ids = [cell.id for cell in cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]+", name) for name in ids)
+
+
+def test_code_fits_the_page(cells):
+    for cell in code(cells):
+        for line in cell.source.splitlines():
+            assert len(line) <= 120, line
+
+
+def test_links_out_are_sound_and_links_inside_lead_somewhere(cells):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(cells)):
+        if target.startswith("http"):
+            assert re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./~%#?=&+-]*)?", target), target
+        else:
+            name = target.split("#")[0]
+            assert any((ROOT / "book" / f"{name}{suffix}").exists() for suffix in (".ipynb", ".md")), target
+
+
+def test_every_work_that_is_cited_is_in_the_bibliography_and_every_work_there_is_cited():
+    text = "\n".join(prose(nbformat.read(path, as_version=4).cells) for path in CHAPTERS)
+    text += "\n".join(page.read_text() for page in PAGES)
+    cited = {key.strip() for keys in re.findall(r"{cite:\w}`([^`]+)`", text) for key in keys.split(",")}
+    there = set(re.findall(r"^@\w+{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
+    assert cited == there
+
+
+def test_every_term_of_the_glossary_is_used_somewhere():
+    text = "\n".join(prose(nbformat.read(path, as_version=4).cells) for path in CHAPTERS)
+    text += "\n".join(page.read_text() for page in PAGES)
+    used = {re.sub(r".*<(.+)>", r"\1", term).lower() for term in re.findall(r"{term}`([^`]+)`", text)}
+    glossary = (ROOT / "book" / "glossary.md").read_text().split("```{glossary}\n")[1].split("```")[0]
+    assert {line.lower() for line in glossary.splitlines() if line and not line.startswith(" ")} == used
+
+
+def test_no_number_of_a_run_is_typed_into_the_introduction():
+    assert not re.search(r"\d+\.\d+ ?%|0\.\d{3}", (ROOT / "book" / "intro.md").read_text())
