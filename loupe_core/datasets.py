@@ -212,7 +212,7 @@ class PhotoFolder(_Photographs):
 
     Args:
         test_fraction: share of each class that goes to "test", in [0, 1); not used where `root` is divided.
-        root, split, val_fraction, seed, transform, classes (names), cache: as in `CUB200`.
+        root, split, val_fraction, seed, transform, classes, cache: as in `CUB200`.
 
     Raises:
         LoupeError: no such folder, no class in it, a class without (training) images, or an argument out of

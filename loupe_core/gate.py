@@ -44,11 +44,9 @@ class Loupe(nn.Module):
 class Gate(nn.Module):
     """A Loupe, and the way in which its mask meets the features it was made from.
 
-    | form | features that go on | at the start |
-    |---|---|---|
-    | `multiply` | M * F, the paper's | M is near 0.5 |
-    | `mix` | M * F + (1 - M) * b, with b learned, one value a channel | b = 0, so the same as `multiply` |
-    | `residual` | F + (2M - 1) * F = 2M * F | M = 0.5 exactly, so F itself |
+    - `multiply`, the paper's: M * F goes on. At the start M is near 0.5.
+    - `mix`: M * F + (1 - M) * b, with b learned, one value a channel. b starts at 0, so as `multiply`.
+    - `residual`: F + (2M - 1) * F = 2M * F. M starts at 0.5 exactly, so F itself goes on.
 
     The residual form starts as the identity because its 1x1 convolution starts at zero. The other usual way, a learned
     factor s = 0 in F + s * M * F, would keep the classification's gradient from the mask until s has grown, while the

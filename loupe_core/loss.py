@@ -32,7 +32,7 @@ class LoupeLoss(nn.Module):
 
     Args:
         lam: The paper's lambda, the weight of the sparsity term.
-        norm: "l1": |M|; "l2": M squared, so ||M||_2^2 without the root. (The root of a mean has a slope that depends
+        norm: "l1": `|M|`; "l2": M squared, so ||M||_2^2 without the root. (The root of a mean has a slope that depends
             on all positions and is undefined at M = 0; the square penalises each position by itself, as l1 does.)
         reduction: "mean" over the mask's positions, as in the authors' code, or "sum" over them, as the formula is
             printed. Both are then averaged over the batch. With 28 x 28 positions a sum weighs 784 times a mean.

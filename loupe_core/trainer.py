@@ -1,7 +1,7 @@
 """Training the Loupe end to end: ``Recipe`` holds every choice, ``Trainer`` carries it out.
 
 ``Recipe()`` is the paper's (v1, section IV): Lion with lr 1e-5 and weight decay 0.02, cosine annealing, early
-stopping, cross-entropy + 0.05 |M|_1. Where the paper is silent the values are those of the authors' code, with one
+stopping, cross-entropy + `0.05 |M|_1`. Where the paper is silent the values are those of the authors' code, with one
 deliberate change: early stopping and the choice of the best epoch look at a validation split cut from train. The
 authors' code looks at the test split.
 
