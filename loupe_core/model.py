@@ -172,7 +172,8 @@ class LoupeModel(
 
     @property
     def data_config(self) -> dict:
-        """What an image transform asks for, by the names `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`."""
+        """What an image transform asks for, by name: `input_size` (3, H, W), `mean`, `std`, `interpolation`,
+        `crop_pct`."""
         return dict(
             input_size=(3, *self.img_size),
             mean=self.mean,

@@ -76,7 +76,8 @@ def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None
         inputs.append(f'<input type="radio" name="{ident}" id="{ident}-{i}"{checked}>'
                       f'<label for="{ident}-{i}">{_text(label)}</label>')
         data = base64.b64encode(_webp(figure)).decode()
-        images.append(f'<img class="{ident}-{i} dark-light" alt="{html.escape(alt)}" src="data:image/webp;base64,{data}">')
+        images.append(f'<img class="{ident}-{i} dark-light" alt="{html.escape(alt)}" '
+                      f'src="data:image/webp;base64,{data}">')
         rules.append(f"#{ident}-{i}:checked ~ .{ident}-{i} {{display: block}}")
     _display(name, f"<div><style>{' '.join(rules)}</style>{''.join(inputs + images)}</div>")
 

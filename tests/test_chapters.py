@@ -105,7 +105,8 @@ def test_every_work_that_is_cited_is_in_the_bibliography_and_every_work_there_is
 def test_every_term_of_the_glossary_is_used_somewhere():
     text = "\n".join(prose(nbformat.read(path, as_version=4).cells) for path in CHAPTERS)
     text += "\n".join(page.read_text() for page in PAGES)
-    used = {re.sub(r".*<(.+)>", r"\1", term).lower() for term in re.findall(r"{term}`([^`]+)`", text)}
+    terms = [" ".join(term.split()) for term in re.findall(r"{term}`([^`]+)`", text)]
+    used = {re.sub(r".*<(.+)>", r"\1", term).lower() for term in terms}
     glossary = (ROOT / "book" / "glossary.md").read_text().split("```{glossary}\n")[1].split("```")[0]
     assert {line.lower() for line in glossary.splitlines() if line and not line.startswith(" ")} == used
 

@@ -1,0 +1,288 @@
+"""Other answers to "where did it look?": Grad-CAM, integrated gradients, attention rollout, occlusion.
+
+They share one signature with the mask, and like a mask each is a map over the whole model input, at its own
+resolution: `heatmap.mask_to_original(map, geometry)` brings it to the photograph. Captum computes three of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
+from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from loupe_core.errors import LoupeError
+from loupe_core.sites import (
+    Layout,
+    Site,
+    find_layout,
+    find_sites,
+    from_maps,
+    locate,
+    observe,
+    select,
+    to_maps,
+    token_grid,
+)  # fmt: skip
+
+SWIN = (SwinTransformer, SwinTransformerV2)
+
+
+def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **options) -> torch.Tensor:
+    """A map of where the model looked, one for each image: `(B, 3, H, W)` -> `(B, h, w)`, float, without gradient.
+
+    - "mask": the gate's own cells. Option: `site`, where the model has several gates.
+    - "grad_cam": the cells of a site. Option: `site`; by default the features that the classifier reads.
+    - "integrated_gradients": pixels, signed. Options: `steps` = 50, `batch` = 64 images.
+    - "rollout": patches; the same for any target.
+    - "occlusion": pixels, signed. Options: `window` and `stride`, px, a 7th and a 14th of the image; `batch` = 64.
+
+    The model runs in eval mode. Afterwards its modes, hooks, fused attention and gradients are what they were.
+
+    Args:
+        model: a `LoupeModel`, or a classifier from timm.
+        images: `(B, 3, H, W)`, normalised, so that 0 is the mean colour.
+        method: one of `METHODS`.
+        target: class to explain, or one for each image; None takes the predicted ones, for one more forward pass.
+
+    Raises:
+        LoupeError: the method, the site or a class is unknown; the images have another shape; the model has no gate
+            (mask) or is neither a Swin nor a plain ViT (rollout); no gradient reaches the site (Grad-CAM).
+    """
+    if method not in METHODS:
+        raise LoupeError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
+    if not torch.is_tensor(images) or images.ndim != 4 or len(images) == 0:
+        found = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
+        raise LoupeError(f"images: found {found}, expected a tensor (B, 3, H, W) of one image or more")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = images.detach().to(next(model.parameters()), copy=True)
+            for gate in getattr(model, "gates", {}).values():
+                gate.input_size = tuple(x.shape[-2:])
+            target = None if method in ("mask", "rollout") else _classes(model, x, target)
+            return METHODS[method](model, x, target, **options).detach().float()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass
+class Passes:
+    """Images that went forward through a model, and images whose gradient came back."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@contextmanager
+def count_passes(model: nn.Module) -> Iterator[Passes]:
+    """Counts while it is open: what an explanation costs, on any machine."""
+    passes = Passes()
+
+    def went(module, inputs, output):
+        logits = output[0] if isinstance(output, tuple) else output
+        passes.forward += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(came_back)
+
+    def came_back(gradient):
+        passes.backward += len(gradient)
+
+    handle = model.register_forward_hook(went)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def _mask(model, x, target, site: str | None = None) -> torch.Tensor:
+    gates = {gate.site.name: gate.site for gate in getattr(model, "gates", {}).values()}
+    site = next(iter(gates)) if site is None and len(gates) == 1 else site
+    if site not in gates:
+        expected = f"site= one of {', '.join(gates)}" if gates else "a LoupeModel with a site"
+        raise LoupeError(f"no mask for site={site!r} in this {type(model).__name__}; expected {expected}")
+    with torch.no_grad():
+        masks = model(x, return_mask=True)[1]
+    mask = masks if model.one_mask else masks[list(gates).index(site)]
+    return _without_padding(mask[:, 0], _backbone(model), gates[site], x)
+
+
+def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
+    """Selvaraju et al. 2017: the features' sum, each weighed by its mean gradient; what is negative is cut to 0."""
+    backbone, size = _backbone(model), tuple(x.shape[-2:])
+    place, layout = locate(backbone, [site], size)[0] if site else _last_features(backbone, x)
+    probe = nn.Identity()  # sees the features as (B, C, h, w), which is how captum's Grad-CAM reads them
+
+    def hook(module, inputs, output):
+        features = select(output, layout)
+        features = from_maps(probe(to_maps(features, layout, size)), features, layout)
+        if layout.item is None:
+            return features
+        return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
+
+    handle = backbone.get_submodule(place.module).register_forward_hook(hook)
+    try:  # the image asks for a gradient, so that a frozen backbone passes one on too
+        cam = LayerGradCam(model, probe).attribute(x.requires_grad_(), target)[:, 0]
+    finally:
+        handle.remove()
+    if not cam.any():
+        raise LoupeError(f"site {place.name!r} of {type(backbone).__name__}: no gradient reaches its features, because "
+                         "the classifier does not read them: choose an earlier site")
+    return _without_padding(F.relu(cam), backbone, place, x)
+
+
+def _integrated_gradients(model, x, target, steps: int = 50, batch: int = 64) -> torch.Tensor:
+    """Sundararajan et al. 2017, from the mean colour to the image; the sum over the colours, so it keeps its sign."""
+    method = IntegratedGradients(model)
+    parts = [method.attribute(x[i : i + batch], 0, target[i : i + batch], n_steps=steps, internal_batch_size=batch)
+             for i in range(0, len(x), batch)]  # captum takes no batch smaller than the number of images
+    return torch.cat(parts).sum(1)
+
+
+def _occlusion(model, x, target, window: int | None = None, stride: int | None = None, batch: int = 64) -> torch.Tensor:
+    """Zeiler and Fergus 2014: the fall of the logit under a square of the mean colour. A pixel has the mean of all
+    squares that hide it."""
+    window = window or max(min(x.shape[-2:]) // 7, 1)
+    stride, colours = stride or max(window // 2, 1), x.shape[1]
+    with torch.no_grad():
+        falls = Occlusion(model).attribute(x, (colours, window, window), (colours, stride, stride), 0, target,
+                                           perturbations_per_eval=max(batch // len(x), 1))
+    return falls[:, 0]  # the same in every colour
+
+
+def _rollout(model, x, target) -> torch.Tensor:
+    """Abnar and Zuidema 2020: how much of each patch arrives, through all blocks, where the classifier reads.
+
+    A block passes on 0.5 A + 0.5 I, with A the mean of its heads' attention and I for the residual connection. Of the
+    product of all blocks only one row is needed, so it is taken from the end: a plain ViT's row is its class token's
+    (the mean of the patches' where it averages), a Swin's is the mean of all tokens'.
+
+    Abnar and Zuidema know neither windows nor merging. For Swin, A is 0 outside of a (shifted) window, and patch
+    merging is the mean of each 2 x 2 tokens. Padding is no part of the image: its columns are dropped, and the rest
+    sums to 1 again. A gate multiplies features, not attention; it shows in here only by what follows from it.
+    """
+    backbone = _backbone(model)
+    if isinstance(backbone, SWIN):
+        weights, shapes = _attention(model, [b for stage in backbone.layers for b in stage.blocks], x)
+        h, w = shapes[backbone.layers[-1].blocks[-1]][1:3]
+        share = x.new_full((len(x), h, w), 1 / (h * w))
+        for stage in reversed(backbone.layers):
+            for block in reversed(stage.blocks):
+                share = 0.5 * share + 0.5 * _through_windows(share, weights[block], block)
+            if stage.downsample in shapes:
+                share = _through_merging(share, shapes[stage.downsample])
+        return share
+    blocks = list(getattr(backbone, "blocks", []))
+    plain = isinstance(backbone, VisionTransformer) and all(hasattr(block, "attn") for block in blocks)
+    if not plain or backbone.global_pool not in ("token", "avg"):
+        raise LoupeError(f"rollout reads the attention of a Swin, or of a ViT that classifies by its class token or a "
+                         f"mean; {type(backbone).__name__} is neither: choose another method")
+    weights, shapes = _attention(model, blocks, x)
+    tokens, prefix = shapes[blocks[-1]][1], backbone.num_prefix_tokens
+    read = slice(0, 1) if backbone.global_pool == "token" else slice(prefix, None)
+    share = x.new_zeros(len(x), tokens)
+    share[:, read] = 1 / len(range(tokens)[read])
+    for block in reversed(blocks):
+        share = 0.5 * share + 0.5 * torch.einsum("bi,bij->bj", share, weights[block])
+    return share[:, prefix:].unflatten(1, token_grid(tokens - prefix, tuple(x.shape[-2:])))
+
+
+METHODS: dict[str, Callable[..., torch.Tensor]] = {
+    "mask": _mask, "grad_cam": _grad_cam, "integrated_gradients": _integrated_gradients, "rollout": _rollout,
+    "occlusion": _occlusion,
+}
+
+
+def _through_windows(share: torch.Tensor, A: torch.Tensor, block: nn.Module) -> torch.Tensor:
+    """Shares of a block's tokens `(B, H, W)` times its attention `(B * windows, N, N)`, laid out as timm does."""
+    B, H, W = share.shape
+    window, (sh, sw) = tuple(block.window_size), block.shift_size
+
+    def cut(t):  # (B, H, W) -> (B * windows, 1, N)
+        return window_partition(F.pad(t, (0, -W % window[1], 0, -H % window[0]))[..., None], window).flatten(1)[:, None]
+
+    A = A * cut(torch.ones_like(share))
+    rows = cut(share.roll((-sh, -sw), (1, 2))) @ (A / A.sum(-1, keepdim=True))
+    padded = H + -H % window[0], W + -W % window[1]
+    return window_reverse(rows.view(-1, *window, 1), window, *padded)[:, :H, :W, 0].roll((sh, sw), (1, 2))
+
+
+def _through_merging(share: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Shares of merged tokens `(B, h, w)` -> of the tokens `(B, H, W, C)` before: each 2 x 2 have equal parts of it."""
+    rows, columns = (torch.arange(side, device=share.device) // 2 for side in shape[1:3])
+    members = rows.bincount()[:, None] * columns.bincount()  # 4, or fewer at an odd border
+    return (share / members)[:, rows][:, :, columns]
+
+
+def _attention(model, blocks, x) -> tuple[dict, dict]:
+    """Each block's attention, mean over heads, `(B or B * windows, N, N)`; the shapes that blocks and mergings get."""
+    weights, shapes = {}, {}
+    handles = [block.attn.attn_drop.register_forward_hook(
+        lambda module, inputs, output, block=block: weights.update({block: output.mean(1)})) for block in blocks]
+    stages = getattr(_backbone(model), "layers", [])
+    for module in (*blocks, *(s.downsample for s in stages if not isinstance(s.downsample, nn.Identity))):
+        handles.append(module.register_forward_pre_hook(lambda m, inputs: shapes.update({m: inputs[0].shape})))
+    fused = {block.attn: block.attn.fused_attn for block in blocks if hasattr(block.attn, "fused_attn")}
+    try:
+        for attention in fused:
+            attention.fused_attn = False  # the fused kernel never shows its weights
+        with torch.no_grad():
+            model(x)
+    finally:
+        for attention, flag in fused.items():
+            attention.fused_attn = flag
+        for handle in handles:
+            handle.remove()
+    return weights, shapes
+
+
+def _last_features(backbone: nn.Module, x: torch.Tensor) -> tuple[Site, Layout]:
+    """Grad-CAM's place by default: the backbone's last `norm` where it keeps the grid, else the end of the last stage.
+
+    Where a class token is read, the last `norm` has no gradient for the patches; the last block's first norm has.
+    """
+    site = [site for name, site in find_sites(backbone).items() if not name.endswith(".inside")][-1]
+    by_token = getattr(backbone, "global_pool", "") == "token" and hasattr(backbone, "blocks")
+    module = f"blocks.{len(backbone.blocks) - 1}.norm1" if by_token else "norm"
+    output = observe(backbone, x[:1], [module]).get(module)
+    layout = None if output is None else find_layout(backbone, output, site, tuple(x.shape[-2:]))
+    return (replace(site, module=module), layout) if layout else locate(backbone, [site.name], tuple(x.shape[-2:]))[0]
+
+
+def _without_padding(maps: torch.Tensor, backbone: nn.Module, site: Site, x: torch.Tensor) -> torch.Tensor:
+    """Swin pads an odd grid before it merges. Its last cells then reach beyond the image; the map is cut where it ends.
+
+    112 px have 4 cells of 32 px after stage 4, which are 128 px: 4 x 4 becomes 7 x 7 cells of 16 px.
+    """
+    sides, cells = x.shape[-2:], [n * site.stride for n in maps.shape[1:]]
+    if not isinstance(backbone, SWIN) or cells == list(sides):
+        return maps
+    px = math.gcd(site.stride, *sides)
+    maps = F.interpolate(maps[:, None], [side // px for side in cells], mode="bilinear")[:, 0]
+    return maps[:, : sides[0] // px, : sides[1] // px]
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    return getattr(model, "backbone", model)
+
+
+def _classes(model: nn.Module, x: torch.Tensor, target) -> torch.Tensor:
+    """The classes to explain, `(B,)`."""
+    if target is None:
+        with torch.no_grad():
+            return model(x).argmax(1)
+    classes, last = torch.as_tensor(target, device=x.device), model.num_classes - 1
+    classes = classes.expand(len(x)) if classes.ndim == 0 else classes
+    if classes.shape != (len(x),) or classes.is_floating_point() or not 0 <= classes.min() <= classes.max() <= last:
+        raise LoupeError(f"target: found {target}, expected a class from 0 to {last}, or {len(x)} of them")
+    return classes
