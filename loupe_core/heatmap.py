@@ -22,7 +22,9 @@ def mask_to_original(mask: Any, geometry: Geometry | None, fill: float = np.nan)
     Bilinear between the centres of the mask's cells (align_corners=False), constant beyond the outer centres.
 
     Args:
-        mask: (H, W) values over the whole model input; leading axes of length 1 are dropped.
+        mask: (H, W) values over the whole model input; leading axes of length 1 are dropped. (Where a Swin padded an
+            odd grid, as for a gate after stage 4 at 112 px, the last cells reach beyond the input: take the mask from
+            `explain(model, images, "mask")`, which is cut where the input ends.)
         geometry: of the sample.
         fill: the value outside of what the model saw.
 
