@@ -31,8 +31,12 @@ RESULTS = ROOT / "data" / "results"
 
 def provenance(trainer: Trainer) -> dict:
     """Where a row comes from, as far as it can matter for its numbers."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return dict(commit=git.stdout.strip() or "none", torch=torch.__version__.split("+")[0], timm=timm.__version__,
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "loupe_core", "scripts")  # results and pages do not count
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    return dict(commit=commit or "none", torch=torch.__version__.split("+")[0], timm=timm.__version__,
                 machine=platform.machine(),
                 precision=trainer.accelerator.mixed_precision, threads=torch.get_num_threads())
 
@@ -119,7 +123,7 @@ def attention(part: str, arm: str, seed: int) -> tuple[dict, Trainer]:
 
 
 def small_gate(norm: str, lam: float, site: str, form: str, gate: str, seed: int) -> tuple[dict, Trainer]:
-    """The small profile with one thing changed. For seed 0 and the paper's gate the masks of some test images are kept."""
+    """The small profile with one thing changed. With the paper's gate and seed 0 masks of some test images are kept."""
     species = species_of(5)
     torch.manual_seed(seed)
     model = LoupeModel("swin_micro", num_classes=len(species), site=site, form=form)
