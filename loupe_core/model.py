@@ -172,8 +172,7 @@ class LoupeModel(
 
     @property
     def data_config(self) -> dict:
-        """What an image transform asks for, by name: `input_size` (3, H, W), `mean`, `std`, `interpolation`,
-        `crop_pct`."""
+        """A dict for `transforms_for`, with `input_size` (3, H, W), `mean`, `std`, `interpolation` and `crop_pct`."""
         return dict(
             input_size=(3, *self.img_size),
             mean=self.mean,
