@@ -20,18 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from loupe_core.errors import LoupeError
-from loupe_core.sites import (
-    Layout,
-    Site,
-    find_layout,
-    find_sites,
-    from_maps,
-    locate,
-    observe,
-    select,
-    to_maps,
-    token_grid,
-)  # fmt: skip
+from loupe_core.sites import Layout, Site, find_layout, find_sites, locate, observe, put_back, select, to_maps, token_grid
 
 SWIN = (SwinTransformer, SwinTransformerV2)
 
@@ -124,11 +113,7 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     probe = nn.Identity()  # sees the features as (B, C, h, w), which is how captum's Grad-CAM reads them
 
     def hook(module, inputs, output):
-        features = select(output, layout)
-        features = from_maps(probe(to_maps(features, layout, size)), features, layout)
-        if layout.item is None:
-            return features
-        return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
+        return put_back(probe(to_maps(select(output, layout), layout, size)), output, layout)
 
     handle = backbone.get_submodule(place.module).register_forward_hook(hook)
     try:  # the image asks for a gradient, so that a frozen backbone passes one on too

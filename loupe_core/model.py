@@ -21,7 +21,7 @@ from torch import nn
 import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
-from loupe_core.sites import Layout, Site, from_maps, locate, one_line, select, to_maps
+from loupe_core.sites import Layout, Site, locate, one_line, put_back, select, to_maps
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
@@ -41,14 +41,10 @@ class SiteGate(Gate):
 
     def hook(self, module: nn.Module, inputs: tuple, output):
         """Called by the site's module; returns its output with the features gated, in the backbone's own layout."""
-        x, item = select(output, self.layout), self.layout.item
-        gated, mask = self(to_maps(x, self.layout, self.input_size))
+        gated, mask = self(to_maps(select(output, self.layout), self.layout, self.input_size))
         if self.masks is not None:
             self.masks.append(mask)
-        gated = from_maps(gated, x, self.layout)
-        if item is None:
-            return gated
-        return type(output)([*output[:item], gated, *output[item + 1 :]])
+        return put_back(gated, output, self.layout)
 
 
 class LoupeModel(

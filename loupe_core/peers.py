@@ -11,7 +11,7 @@ from torch import nn
 
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
-from loupe_core.sites import from_maps, locate, select, to_maps
+from loupe_core.sites import locate, put_back, select, to_maps
 
 
 class SelfAttentionMask(nn.Module):
@@ -82,11 +82,7 @@ def put_after(model: LoupeModel, module: nn.Module, site: str = "stage2") -> Lou
     model.peer = module
 
     def hook(stage, inputs, output):
-        x = select(output, layout)
-        attended = from_maps(module(to_maps(x, layout, model.img_size)), x, layout)
-        if layout.item is None:
-            return attended
-        return type(output)([*output[: layout.item], attended, *output[layout.item + 1 :]])
+        return put_back(module(to_maps(select(output, layout), layout, model.img_size)), output, layout)
 
     model.backbone.get_submodule(place.module).register_forward_hook(hook)
     return model

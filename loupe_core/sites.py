@@ -200,6 +200,14 @@ def from_maps(maps: torch.Tensor, x: torch.Tensor, layout: Layout) -> torch.Tens
     return torch.cat([x[:, : layout.prefix], tokens], dim=1) if layout.prefix else tokens
 
 
+def put_back(maps: torch.Tensor, output: object, layout: Layout):
+    """A module's output with `maps` `(B, C, H, W)` in place of its features, in the layout that they had."""
+    features = from_maps(maps, select(output, layout), layout)
+    if layout.item is None:
+        return features
+    return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """An error's first line, cut to `limit` characters; its class where it has no text."""
     lines = str(error).strip().splitlines()
