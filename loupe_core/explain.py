@@ -20,7 +20,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from loupe_core.errors import LoupeError
-from loupe_core.sites import Layout, Site, find_layout, find_sites, locate, observe, put_back, select, to_maps, token_grid
+from loupe_core.sites import (
+    Layout,
+    Site,
+    find_layout,
+    find_sites,
+    locate,
+    observe,
+    put_back,
+    select,
+    to_maps,
+    token_grid,
+)
 
 SWIN = (SwinTransformer, SwinTransformerV2)
 
