@@ -196,7 +196,9 @@ def keep_masks(grid: str, choice: dict, masks: dict) -> None:
     file = RESULTS / f"{grid}_masks.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
-    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    beside = file.with_suffix(".unfinished")
+    beside.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    os.replace(beside, file)
 
 
 def run_row(grid: str, choice: dict) -> dict:
