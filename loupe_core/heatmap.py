@@ -107,8 +107,9 @@ def overlay(
     seen = np.isfinite(heatmap)
     scaled = (np.where(seen, heatmap, low) - low) / max(high - low, np.finfo(float).tiny)
     colours = matplotlib.colormaps[cmap](scaled)[..., :3] * 255
-    grey = photograph @ (0.299, 0.587, 0.114)  # Rec. 601 luma
-    picture = np.where(seen[..., None], (1 - alpha) * photograph + alpha * colours, grey[..., None] / 2)
+    # half of Rec. 601's luma, in whole numbers, so that explorer.js computes the same
+    grey = photograph.astype(int) @ (299, 587, 114) // 2000
+    picture = np.where(seen[..., None], (1 - alpha) * photograph + alpha * colours, grey[..., None])
     return picture.round().astype(np.uint8)
 
 
