@@ -1,6 +1,7 @@
 """Recorded results: the rows in ``data/results`` that long runs have left, and the interval that goes with a mean."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from scipy import stats
 from loupe_core.errors import LoupeError
 
 
-def read_results(name: str) -> list[dict[str, str]]:
-    """Rows of ``data/results/<name>.csv``, looked for in the folder LOUPE_RESULTS, else here and in the folders above.
+def read_results(name: str) -> list[dict]:
+    """Rows of ``data/results/<name>.csv``, all text, or of ``<name>.json``, which holds arrays as well.
+
+    They are looked for in the folder LOUPE_RESULTS, else here and in the folders above.
 
     Raises:
         LoupeError: there is no such file.
@@ -22,7 +25,9 @@ def read_results(name: str) -> list[dict[str, str]]:
         if (folder / f"{name}.csv").is_file():
             with (folder / f"{name}.csv").open(newline="") as file:
                 return list(csv.DictReader(file))
-    raise LoupeError(f"no recorded results '{name}.csv' in {folders[0]}; expected a checkout of the book: start "
+        if (folder / f"{name}.json").is_file():
+            return json.loads((folder / f"{name}.json").read_text())
+    raise LoupeError(f"no recorded results '{name}.csv' or '.json' in {folders[0]}; expected a checkout of the book: start "
                      "there, or set LOUPE_RESULTS to its folder data/results")
 
 

@@ -16,10 +16,12 @@ RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 def test_results_are_found_from_a_folder_below_and_from_the_environment(tmp_path, monkeypatch):
     (tmp_path / "data" / "results").mkdir(parents=True)
     (tmp_path / "data" / "results" / "r.csv").write_text("arm,accuracy\nloupe,0.5\n")
+    (tmp_path / "data" / "results" / "masks.json").write_text('[{"arm": "loupe", "mask": [[0.5]]}]')
     (tmp_path / "book" / "deep").mkdir(parents=True)
     monkeypatch.delenv("LOUPE_RESULTS", raising=False)
     monkeypatch.chdir(tmp_path / "book" / "deep")
     assert read_results("r") == [{"arm": "loupe", "accuracy": "0.5"}]
+    assert read_results("masks") == [{"arm": "loupe", "mask": [[0.5]]}]
     monkeypatch.chdir("/")
     with pytest.raises(LoupeError, match="no recorded results 'r.csv'"):
         read_results("r")
