@@ -3,6 +3,7 @@
     python scripts/build_book.py                                 # all chapters, then the pages
     python scripts/build_book.py --in-place                      # and renew the outputs committed in book/
     python scripts/build_book.py --in-place 05_training_on_cub   # run one chapter; the others as committed
+    python scripts/build_book.py --no-run                        # the pages alone, from the committed outputs
 
 Papermill runs a chapter in the small profile, with book/ as its working directory, as Jupyter and nbval do.
 The result goes into a copy of book/ under book/_build, and Jupyter Book makes the pages from that copy. The
@@ -31,13 +32,15 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
+import web_assets
+import yaml
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 SOURCE = BOOK / "_build" / "source"
-HTML = BOOK / "_build" / "html"
 PROFILE = "small"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 CELL_METADATA = ("tags", "mystnb", "jupyter")  # what an author writes; the rest is left by tools
 NOTEBOOK_METADATA = {
@@ -154,6 +157,9 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if alt := next((p.metadata.get("image/png", {}).get("alt") for p in pictures(cell)), None):
             kept["mystnb"] = {**kept.get("mystnb", {}), "image": {"alt": alt}}
         cell.metadata = nbformat.from_dict(kept)
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):  # what a widget shows where no kernel runs
+                output.data.pop(WIDGET, None)
         if cell.cell_type == "code" and cell.execution_count is not None:
             count += 1
             for holder in [cell, *(out for out in cell.outputs if out.output_type == "execute_result")]:
@@ -184,32 +190,83 @@ def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
             found = pattern.search(" ".join(map(str, text)))
             if found:
                 raise BuildError(f"{where} prints a path of this machine: {found[0]}")
-            if "application/vnd.jupyter.widget-view+json" in data:
+            if WIDGET in data:
                 raise BuildError(f"{where} shows a widget, which is dead on the page")
 
 
-def write_status(rows: list[tuple[str, str, str]]) -> None:
-    """Puts seconds, memory and the environment of this build into the copy of status.md."""
-    packages = ("torch", "torchvision", "timm", "lion-pytorch", "accelerate", "captum", "numpy", "jupyter-book")
-    record = [f"| {name} | {version(name)} |" for name in packages]
-    record += [f"| Python | {platform.python_version()} |", f"| system | {platform.system()} {platform.machine()} |",
-               f"| cores | {os.cpu_count()} |", f"| run on | {date.today()} |"]
+def status_table(rows: list[tuple[str, str, str]], ran: bool) -> str:
+    """The chapters with their seconds and memory, and what they ran on."""
     lines = ["| chapter | seconds | peak MB |", "|---|---:|---:|"]
     lines += [f"| [{name}]({name}) | {seconds} | {megabytes} |" for name, seconds, megabytes in rows]
-    lines += ["", "| environment | |", "|---|---|", *record]
-    page = SOURCE / "status.md"
-    before, rest = page.read_text().split("<!-- status -->\n")
-    page.write_text(before + "\n".join(lines) + "\n" + rest.split("<!-- /status -->\n")[1])
+    if ran:
+        packages = ("torch", "torchvision", "timm", "lion-pytorch", "accelerate", "captum", "numpy", "jupyter-book")
+        lines += ["", "| environment | |", "|---|---|", *(f"| {name} | {version(name)} |" for name in packages),
+                  f"| Python | {platform.python_version()} |", f"| system | {platform.system()} {platform.machine()} |",
+                  f"| cores | {os.cpu_count()} |", f"| run on | {date.today()} |"]
+    return "\n".join(lines) + "\n"
 
 
-def build_pages() -> None:
-    """Warnings are errors. `--all`, since a page that Sphinx keeps from an earlier build warns no more."""
-    shutil.rmtree(HTML, ignore_errors=True)
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", SOURCE, "--path-output", BOOK]
-    command += ["--config", ROOT / "_config.yml", "--toc", ROOT / "_toc.yml"]
-    command += ["--all", "-W", "-n", "--keep-going", "-q"]
+def copy_sources(source: Path) -> None:
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
+
+
+def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
+    """Makes the pages of the sources in X/_build/source; returns their folder, X/_build/html.
+
+    Args:
+        rows: of the chapters that were run: name, seconds, peak MB. Without any, the status page says so.
+
+    Raises:
+        BuildError: Sphinx warned. `--all`, since a page that it keeps from an earlier build warns no more.
+    """
+    html = source.with_name("html")
+    shutil.rmtree(html, ignore_errors=True)
+    status = source / "status.md"
+    before, rest = status.read_text().split("<!-- status -->\n")
+    table = status_table(rows or [(name, "not run in this build", "") for name in chapters()], ran=bool(rows))
+    status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
+    config = source.with_name("config.yml")
+    config.write_text(yaml.safe_dump(configuration(source)))
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]
+    command += ["--config", config, "--toc", ROOT / "_toc.yml", "--all", "-W", "-n", "--keep-going", "-q"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise BuildError("the pages have the warnings above; mend them all")
+    return html
+
+
+def configuration(source: Path) -> dict:
+    """_config.yml with the place of the pages' scripts and data, which this function puts there.
+
+    Jupyter Book has every page load every script that lies in _static. Here a page asks for what it needs, so scripts
+    go to X/_build/extra/_static, whose files come to lie in the same _static.
+    """
+    extra = source.with_name("extra")
+    shutil.rmtree(extra, ignore_errors=True)
+    static = extra / "_static"
+    static.mkdir(parents=True)
+    for script in (source / "_static").glob("*.js"):
+        shutil.move(script, static)
+    if (explorer := ROOT / "loupe_core" / "explorer.js").is_file():
+        shutil.copy(explorer, static)
+    if (ROOT / "scripts" / "build_lab.py").is_file():
+        from build_lab import build_lab
+
+        build_lab(static / "lab")
+    where = web_assets.publish(static)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["sphinx"]["config"] |= {
+        "html_extra_path": [str(extra)],
+        "mathjax_path": f"{where['mathjax']}tex-mml-chtml.js",
+    }
+    return config
+
+
+def build_committed(folder: Path) -> Path:
+    """Makes the pages from the committed notebooks, without running one. Returns `folder`/_build/html."""
+    source = folder / "_build" / "source"
+    copy_sources(source)
+    return build_pages(source)
 
 
 def build(names: list[str], in_place: bool) -> None:
@@ -217,8 +274,7 @@ def build(names: list[str], in_place: bool) -> None:
     if unknown:
         raise BuildError(f"no chapter {sorted(unknown)[0]} in _toc.yml, which has: {', '.join(listed)}")
     os.environ["TQDM_DISABLE"] = "1"  # book/conftest.py says why
-    shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.copytree(BOOK, SOURCE, ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
+    copy_sources(SOURCE)
     rows = []
     for name in names or listed:
         print(f"running {name} ...", flush=True)
@@ -227,21 +283,26 @@ def build(names: list[str], in_place: bool) -> None:
         if in_place:
             nbformat.write(notebook, BOOK / f"{name}.ipynb")
     print("building the pages ...", flush=True)
-    write_status(rows)
-    build_pages()
+    html = build_pages(SOURCE, rows)
     width = max(len(name) for name, *_ in [("chapter",), *rows])
     for name, seconds, megabytes in [("chapter", "seconds", "peak MB"), *rows]:
         print(f"{name:<{width}}  {seconds:>7}  {megabytes:>7}")
-    print(f"the book: {HTML / 'index.html'}")
+    print(f"the book: {html / 'index.html'}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the chapters and build the pages.")
     parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub; without any, all are run")
     parser.add_argument("--in-place", action="store_true", help="also renew the outputs committed in book/")
+    parser.add_argument("--no-run", action="store_true", help="run none; build the pages from the committed outputs")
     args = parser.parse_args()
+    if args.no_run and (args.chapters or args.in_place):
+        parser.error("--no-run runs no chapter: give it alone")
     try:
-        build(args.chapters, args.in_place)
+        if args.no_run:
+            print(f"the book: {build_committed(BOOK) / 'index.html'}")
+        else:
+            build(args.chapters, args.in_place)
     except BuildError as error:
         sys.exit(f"build_book: {error}")
 

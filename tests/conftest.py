@@ -1,10 +1,11 @@
-"""Sets of tiny photographs for the tests."""
+"""Fixtures: sets of tiny photographs, and the browser's."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browser, chromium, new_page, open_html, site  # noqa: F401  (fixtures)
 from PIL import Image
 
 
