@@ -73,12 +73,22 @@ _BILLS = {  # in the head's frame, base at x = 0.1
                (0.090, 0.032)],
 }
 
+# What is painted over what, from the first layer to the last -> the attributes that a layer depends on.
+LAYERS = {
+    "tail": ("tail", "back"), "torso": ("belly", "back"), "breast": ("breast",), "face": ("back",),
+    "throat": ("throat",), "crown": ("crown",), "eye": ("eye",), "bill": ("bill",), "wing": ("wing", "back"),
+}
 
-class _Bird:
-    """Shapes of one bird in its own units, each a list of points and a colour, in the order of painting."""
+
+class Bird:
+    """One bird in its own units, as shapes to paint: ("fill" or "line", points (n, 2), RGB colour, width of a line).
+
+    layers: name of ``LAYERS`` -> its shapes. points: part -> (x, y). foot: (x, y) of where it stands.
+    The same `rng` gives the same pose and sizes; so birds of one pose can exchange layers.
+    """
 
     def __init__(self, attributes, rng):
-        self.shapes, self.points = [], {}
+        self.layers, self.points = {}, {}
         self.attributes, self.rng = attributes, rng
         jitter = rng.normal(0, 1, 8)
         posture = np.deg2rad(-22 + 13 * jitter[0])  # negative: head up
@@ -94,7 +104,15 @@ class _Bird:
         self.back = PAINT[attributes["back"]]
         self.belly = PAINT[attributes["belly"]]
         self.legs = ((96, 70, 56), (60, 56, 58), (170, 112, 84))[rng.integers(3)]
-        self._tail(), self._torso(), self._breast(), self._head(), self._wing(), self._part_points()
+        for name in LAYERS:
+            self._layer = self.layers[name] = []
+            getattr(self, f"_{name}")()
+        self._part_points()
+
+    @property
+    def shapes(self) -> list:
+        """All shapes, in the order of painting."""
+        return [shape for layer in self.layers.values() for shape in layer]
 
     def _body(self, points):
         return (np.asarray(points, float) * self.plump) @ self.body_turn.T
@@ -104,10 +122,10 @@ class _Bird:
         return self.head_at + self.head_size * p @ self.head_turn.T
 
     def fill(self, points, colour):
-        self.shapes.append(("fill", points, colour, 0.0))
+        self._layer.append(("fill", points, colour, 0.0))
 
     def line(self, points, colour, width):
-        self.shapes.append(("line", points, colour, width))
+        self._layer.append(("line", points, colour, width))
 
     def _tail(self):
         c, s, length = np.cos(self.tail_turn), np.sin(self.tail_turn), self.tail_length
@@ -162,17 +180,20 @@ class _Bird:
                 else:
                     self.line(self._body([(x + 0.032, y - 0.022), (x - 0.032, y + 0.022)]), dark, 0.017)
 
-    def _head(self):
-        a, head = self.attributes, self._on_head
-        face = _tint(self.back, 0.22)
-        self.fill(head(_ellipse(0, 0, 0.122, 0.108)), face)
-        throat = PAINT[a["throat"]]
-        self.fill(head(_smooth([(0.108, 0.030), (0.045, 0.040), (-0.005, 0.075), (0.010, 0.140), (0.075, 0.135),
-                                (0.112, 0.080)])), throat)
-        crown = PAINT[a["crown"]]
-        self.fill(head(np.vstack([_ellipse(0, 0, 0.126, 0.112, np.deg2rad(186), np.deg2rad(350), 16),
-                                  [(0.085, -0.040), (0.0, -0.044), (-0.085, -0.022)]])), crown)
-        mark, eye = a["eye"], head([(0.048, -0.012)])[0]
+    def _face(self):
+        self.fill(self._on_head(_ellipse(0, 0, 0.122, 0.108)), _tint(self.back, 0.22))
+
+    def _throat(self):
+        self.fill(self._on_head(_smooth([(0.108, 0.030), (0.045, 0.040), (-0.005, 0.075), (0.010, 0.140),
+                                         (0.075, 0.135), (0.112, 0.080)])), PAINT[self.attributes["throat"]])
+
+    def _crown(self):
+        arc = _ellipse(0, 0, 0.126, 0.112, np.deg2rad(186), np.deg2rad(350), 16)
+        edge = [(0.085, -0.040), (0.0, -0.044), (-0.085, -0.022)]
+        self.fill(self._on_head(np.vstack([arc, edge])), PAINT[self.attributes["crown"]])
+
+    def _eye(self):
+        mark, head = self.attributes["eye"], self._on_head
         if mark == "stripe":
             self.fill(head(_smooth([(0.118, -0.004), (0.05, -0.030), (-0.075, -0.012), (-0.105, 0.022), (-0.02, 0.022),
                                     (0.06, 0.012)])), (30, 27, 28))
@@ -183,13 +204,11 @@ class _Bird:
             self.fill(head(_ellipse(0.048, -0.012, 0.040)), (246, 242, 230))
         self.fill(head(_ellipse(0.048, -0.012, 0.021, n=12)), (20, 17, 18))
         self.fill(head(_ellipse(0.054, -0.018, 0.007, n=6)), (250, 250, 250))
-        bill = _BILLS[a["bill"]]
-        horn = (64, 58, 58)
+
+    def _bill(self):
+        bill, head, horn = _BILLS[self.attributes["bill"]], self._on_head, (64, 58, 58)
         self.fill(head(_smooth(bill) if len(bill) > 5 else bill), horn)
         self.line(head([bill[0], np.add(bill[1], (0, 0.006))]), _tint(horn, 0.35), 0.008)
-        self.points |= {"beak": head([np.mean(bill, 0)])[0], "near eye": eye, "crown": head([(-0.005, -0.080)])[0],
-                        "forehead": head([(0.085, -0.055)])[0], "throat": head([(0.055, 0.085)])[0],
-                        "nape": head([(-0.105, 0.030)])[0]}
 
     def _wing(self):
         body, base = self._body, _tint(self.back, -0.14)
@@ -217,9 +236,13 @@ class _Bird:
         for name, at in dict(back=(0.00, -0.150), belly=(0.06, 0.125), breast=(0.285, 0.025),
                              wing=(-0.06, -0.015)).items():
             self.points["near wing" if name == "wing" else name] = self._body([at])[0]
+        beak = np.mean(_BILLS[self.attributes["bill"]], 0)
+        for name, at in {"beak": beak, "near eye": (0.048, -0.012), "crown": (-0.005, -0.080),
+                         "forehead": (0.085, -0.055), "throat": (0.055, 0.085), "nape": (-0.105, 0.030)}.items():
+            self.points[name] = self._on_head([at])[0]
 
 
-def _background(rng, size) -> Image.Image:
+def background(rng, size) -> Image.Image:
     """A wash of two colours, soft blotches, and berries, leaves and stripes in the birds' own colours."""
     near, far = (np.array(_GROUND[i], float) for i in rng.integers(len(_GROUND), size=2))
     wash = near + (far - near) * np.linspace(0, 1, 8)[:, None, None]
@@ -250,7 +273,7 @@ def _background(rng, size) -> Image.Image:
     return canvas.filter(ImageFilter.BoxBlur(size * rng.uniform(0.003, 0.02))).reduce(2)
 
 
-def _twig(pen, rng, start, stop, width, leaves):
+def twig(pen, rng, start, stop, width, leaves):
     """One branch from start to stop with its lit upper side, and leaves along it."""
     start, stop = np.asarray(start, float), np.asarray(stop, float)
     wood = _tint((112, 88, 66), rng.uniform(-0.3, 0.3))
@@ -269,7 +292,17 @@ def _twig(pen, rng, start, stop, width, leaves):
         pen.line([*at, *leaf[12]], (*_tint(green, 0.3), 255), max(int(width / 8), 1))
 
 
-def _volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
+def perch(rng, size: int, foot: np.ndarray, scale: float) -> Image.Image:
+    """A background, `size` px square, with the twig that a bird grips: `foot` (x, y) in px, `scale` px per unit."""
+    scene = background(rng, size).convert("RGBA")
+    foot = foot + (0, 0.028 * scale)
+    slope = rng.uniform(-0.12, 0.12)
+    reach = 1.3 * size * np.array((1.0, slope))
+    twig(ImageDraw.Draw(scene), rng, foot - reach, foot + reach, 0.055 * scale, 2)
+    return scene.convert("RGB")
+
+
+def volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
     """Light on a rounded body, ``(h, w, 1)`` around 1: brighter where the outline's slope faces the lamp."""
     soft = np.asarray(alpha.filter(ImageFilter.BoxBlur(reach)).filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
     dy, dx = np.gradient(soft)
@@ -278,7 +311,7 @@ def _volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
     return (0.80 + 0.24 * soft + 0.55 * facing)[..., None]
 
 
-def _feathers(rng, shape, turn: float, fine: float) -> np.ndarray:
+def feathers(rng, shape, turn: float, fine: float) -> np.ndarray:
     """Fine streaks along the body, ``(h, w, 1)`` around 1."""
     side = int(1.5 * max(shape)) + 4
     noise = rng.normal(128, 34, (max(int(side / fine), 4), max(int(side / (4 * fine)), 3)))
@@ -301,7 +334,7 @@ def _weather(picture: np.ndarray, rng, strength: float) -> np.ndarray:
 def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: tuple[float, float],
           weather: float) -> Drawing:
     """Paints the bird of `attributes`; ``fieldguide.draw`` is the public door and documents the arguments."""
-    bird = _Bird(attributes, bird_rng)
+    bird = Bird(attributes, bird_rng)
     mirror = -1.0 if bird_rng.random() < 0.5 else 1.0
     squeeze = np.array([mirror * bird_rng.uniform(0.88, 1.0), 1.0])  # seen a little from the front or behind
     shapes = [(kind, p * squeeze, colour, w) for kind, p, colour, w in bird.shapes]
@@ -332,15 +365,9 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
     alpha = layer.getchannel("A")
     turn = np.arctan2(bird.body_turn[1, 0], bird.body_turn[0, 0]) * mirror
     rgb = np.asarray(layer, np.float32)[..., :3]
-    rgb = rgb * _volume(alpha, scene_rng, 0.055 * scale) * _feathers(bird_rng, (h, w), turn, max(0.011 * scale, 1.0))
+    rgb = rgb * volume(alpha, scene_rng, 0.055 * scale) * feathers(bird_rng, (h, w), turn, max(0.011 * scale, 1.0))
 
-    scene = _background(scene_rng, size).convert("RGBA")
-    pen = ImageDraw.Draw(scene)
-    foot = pixels(bird.foot * squeeze) + (0, 0.028 * scale)
-    slope = scene_rng.uniform(-0.12, 0.12)
-    reach = 1.3 * size * np.array((1.0, slope))
-    _twig(pen, scene_rng, foot - reach, foot + reach, 0.055 * scale, 2)
-    picture = np.asarray(scene.convert("RGB"), np.float32).copy()
+    picture = np.array(perch(scene_rng, size, pixels(bird.foot * squeeze), scale), np.float32)
 
     # paste: the part of the bird's layer that lies inside the frame
     x0, y0 = origin.astype(int)
@@ -356,7 +383,7 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
         pen = ImageDraw.Draw(front)
         start = (scene_rng.uniform(0, 2 * size), 2.1 * size * scene_rng.integers(0, 2) - 0.05 * size)
         stop = (scene_rng.uniform(-0.1, 2.1) * size, scene_rng.uniform(0, 2) * size)
-        _twig(pen, scene_rng, start, stop, size * scene_rng.uniform(0.018, 0.045), scene_rng.integers(1, 4))
+        twig(pen, scene_rng, start, stop, size * scene_rng.uniform(0.018, 0.045), scene_rng.integers(1, 4))
     front = np.asarray(front.reduce(2), np.float32)
     hidden = front[..., 3:] / 255
     picture = picture * (1 - hidden) + front[..., :3]

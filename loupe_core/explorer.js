@@ -84,9 +84,12 @@ export function contour(heatmap, H, W, level) {
   return path.join("");
 }
 
-export function decode({h, w, low, high, bytes}) {
-  const raw = atob(bytes);
-  return {h, w, values: Float64Array.from(raw, c => low + (high - low) * c.charCodeAt(0) / 255)};
+// The map of an answer: bytes, packed by zlib, in base64.
+export async function decode({h, w, low, high, bytes}) {
+  const packed = new Blob([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))]);
+  const unpacked = new Response(packed.stream().pipeThrough(new DecompressionStream("deflate")));
+  const steps = new Uint8Array(await unpacked.arrayBuffer());
+  return {h, w, values: Float64Array.from(steps, step => low + (high - low) * step / 255)};
 }
 
 const STYLE = `
@@ -94,7 +97,7 @@ const STYLE = `
   container-type: inline-size; line-height: 1.4}
 .loupe-explorer .controls {display: grid; grid-template-columns: repeat(auto-fit, minmax(13em, 1fr)); gap: .6em 1.2em}
 .loupe-explorer label {display: block; margin: 0; font-size: .9em}
-.loupe-explorer .row {display: flex; gap: .4em; align-items: center}
+.loupe-explorer .line {display: flex; gap: .4em; align-items: center}
 .loupe-explorer select, .loupe-explorer button, .loupe-explorer input[type=file] {font: inherit; color: inherit;
   background: var(--pst-color-surface, var(--jp-layout-color2, Canvas)); border: 1px solid currentColor;
   border-radius: 4px; min-height: 2.4em; padding: 0 .5em; min-width: 0; max-width: 100%}
@@ -105,13 +108,13 @@ const STYLE = `
 .loupe-explorer input[type=range] {width: 100%; height: 2em; margin: 0; accent-color: #0072B2}
 .loupe-explorer input[type=checkbox] {width: 1.2em; height: 1.2em; margin: .6em .5em .6em 0; vertical-align: middle}
 .loupe-explorer :focus-visible {outline: 2px solid currentColor; outline-offset: 2px}
-.loupe-explorer .body {display: grid; gap: 1em; margin-top: 1em}
-@container (min-width: 40em) {.loupe-explorer .body.one {grid-template-columns: minmax(0, 3fr) minmax(0, 2fr)}}
+.loupe-explorer .body {display: grid; gap: 1em; margin-top: 1em; grid-template-columns: minmax(0, 1fr)}
+@container (min-width: 36em) {.loupe-explorer .body.one {grid-template-columns: minmax(0, 3fr) minmax(0, 2fr)}}
 .loupe-explorer .pictures {display: grid; gap: .8em; align-content: start;
   grid-template-columns: repeat(auto-fit, minmax(min(13em, 100%), 1fr))}
 .loupe-explorer .all .pictures {grid-template-columns: repeat(auto-fill, minmax(9em, 1fr))}
-.loupe-explorer figure {margin: 0}
-.loupe-explorer figcaption {font-size: .85em}
+.loupe-explorer figure {margin: 0; padding: 0; width: auto; min-width: 0}
+.loupe-explorer figure figcaption {font: inherit; font-size: .85em; color: inherit; text-align: left; padding: 0}
 .loupe-explorer .frame {position: relative}
 .loupe-explorer canvas {display: block; width: 100%; height: auto; border-radius: 3px}
 .loupe-explorer svg {position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden}
@@ -154,7 +157,7 @@ function marks(picture, line, at, parts) {
 }
 
 function render({model, el}) {
-  const pixels = new Map(), maps = new Map();  // by picture; by picture and source
+  const pixels = new Map(), maps = new Map();  // by picture's address; by numbers of picture and source
   const get = key => model.get(key);
   const set = (key, value) => { model.set(key, value); model.save_changes(); };
 
@@ -170,10 +173,12 @@ function render({model, el}) {
     }
     return pixels.get(picture.src);
   }
-  function upsampled(index, source) {
-    const {pictures, answers} = get("data"), answer = answers[source][index], key = answer.bytes + pictures[index].src;
-    if (!maps.has(key)) maps.set(key, upsample(decode(answer), pictures[index].geometry));
-    return maps.get(key);
+  const key = (index, source) => `${index} ${source}`;
+  const upsampled = (index, source) => maps.get(key(index, source));
+  async function prepare(index, source) {
+    const {pictures, answers} = get("data");
+    if (!upsampled(index, source))
+      maps.set(key(index, source), upsample(await decode(answers[source][index]), pictures[index].geometry));
   }
 
   // a drop-down menu of [value, text] pairs that is kept in step with one setting
@@ -236,12 +241,12 @@ function render({model, el}) {
   const body = h("div", {class: "body"}, pictures, says);
   el.replaceChildren(h("style", {}, STYLE), h("div", {class: "loupe-explorer", role: "group", "aria-label": "Heatmap explorer"},
     h("div", {class: "controls"},
-      h("div", {}, h("label", {}, "Picture", h("div", {class: "row"}, picture.list)),
-        h("div", {class: "row", style: "margin-top: .4em"},
+      h("div", {}, h("label", {}, "Picture", h("div", {class: "line"}, picture.list)),
+        h("div", {class: "line", style: "margin-top: .4em"},
           h("button", {type: "button", "aria-label": "previous picture", click: step(-1)}, "‹"),
           h("button", {type: "button", "aria-label": "next picture", click: step(1)}, "›"))),
-      h("label", {}, "Heatmap", h("div", {class: "row"}, source.list)),
-      h("label", {}, "View", h("div", {class: "row"}, view.list)),
+      h("label", {}, "Heatmap", h("div", {class: "line"}, source.list)),
+      h("label", {}, "View", h("div", {class: "line"}, view.list)),
       opacity.label, level.label, h("div", {}, line.label, parts.label), own), message, body));
 
   function figure(index, which, rgba, name, plain) {
@@ -297,11 +302,11 @@ function render({model, el}) {
     if (!answers[get("source")][index]) {  // a recorded net has not seen the reader's own photograph
       return set("source", answers.findIndex(answer => answer[index]));
     }
-    const rgba = await photograph(index);
-    if (mine !== turn) return;  // another choice was made meanwhile
     const which = get("source"), here = sources.map((_, i) => i).filter(i => answers[i][index]);
-    body.className = get("view") === "over" ? "body one" : `body ${get("view")}`;
     const shown = get("view") === "all" ? here : [which];
+    const [rgba] = await Promise.all([photograph(index), ...[which, ...shown].map(i => prepare(index, i))]);
+    if (mine !== turn) return;  // another choice was made meanwhile
+    body.className = get("view") === "over" ? "body one" : `body ${get("view")}`;
     const figures = shown.map(i => figure(index, i, rgba, sources[i].name, false));
     if (get("view") === "beside") figures.unshift(figure(index, which, rgba, all[index].name, true));
     pictures.replaceChildren(...figures);

@@ -244,6 +244,7 @@ def _answer(name: str, answer: Answer, picture: Picture) -> dict:
     low, high = float(map_.min()), float(map_.max())
     steps = np.rint((map_ - low) / (high - low or 1) * 255).astype(np.uint8)
     x, y = peak(map_, picture.geometry)
-    return dict(h=map_.shape[0], w=map_.shape[1], low=low, high=high, bytes=base64.b64encode(steps.tobytes()).decode(),
+    packed = base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+    return dict(h=map_.shape[0], w=map_.shape[1], low=low, high=high, bytes=packed,
                 peak=[round(x, 2), round(y, 2)], top=[[label, round(float(p), 4)] for label, p in answer.top])
 

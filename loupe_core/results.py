@@ -27,8 +27,8 @@ def read_results(name: str) -> list[dict]:
                 return list(csv.DictReader(file))
         if (folder / f"{name}.json").is_file():
             return json.loads((folder / f"{name}.json").read_text())
-    raise LoupeError(f"no recorded results '{name}.csv' or '.json' in {folders[0]}; expected a checkout of the book: start "
-                     "there, or set LOUPE_RESULTS to its folder data/results")
+    raise LoupeError(f"no recorded results '{name}.csv' or '.json' in {folders[0]}; expected a checkout of the book: "
+                     "start there, or set LOUPE_RESULTS to its folder data/results")
 
 
 def interval(values, level: float = 0.95) -> tuple[float, float]:

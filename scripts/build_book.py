@@ -34,6 +34,7 @@ import papermill
 import psutil
 import web_assets
 import yaml
+from mend_pages import mend
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,6 +233,7 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     command += ["--config", config, "--toc", ROOT / "_toc.yml", "--all", "-W", "-n", "--keep-going", "-q"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise BuildError("the pages have the warnings above; mend them all")
+    mend(html)
     return html
 
 

@@ -1,7 +1,9 @@
 """The explorer computes in the browser what the package computes in Python, and every control does what it says."""
 
+import base64
 import io
 import json
+import zlib
 
 import matplotlib
 import numpy as np
@@ -43,9 +45,7 @@ def explorer():
 
 def decoded(answer: dict) -> np.ndarray:
     """The map that the bytes of an answer stand for."""
-    import base64
-
-    steps = np.frombuffer(base64.b64decode(answer["bytes"]), np.uint8).astype(float)
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(answer["bytes"])), np.uint8).astype(float)
     return (answer["low"] + (answer["high"] - answer["low"]) * steps / 255).reshape(answer["h"], answer["w"])
 
 
@@ -118,8 +118,6 @@ def test_every_pixel_in_the_browser_is_pythons(opened, index):
 
 
 def explorer_image(explorer, index) -> Image.Image:
-    import base64
-
     source = explorer.data["pictures"][index]["src"]
     return Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB")
 
@@ -160,7 +158,8 @@ def test_the_contour_separates_what_is_above_from_what_is_below(opened):
     heatmap = mask_to_original(decoded(explorer.data["answers"][0][0]), GEOMETRIES[0])
     level = contour_level(heatmap, 80)
     rows, columns = np.floor(points[:, 1] - 0.5).astype(int), np.floor(points[:, 0] - 0.5).astype(int)
-    around = np.stack([heatmap[np.minimum(rows + r, 59), np.minimum(columns + c, 80)] for r in (0, 1) for c in (0, 1)])
+    corners = [(np.minimum(rows + r, 59), np.minimum(columns + c, 80)) for r in (0, 1) for c in (0, 1)]
+    around = np.stack([heatmap[corner] for corner in corners])
     assert len(points) > 20
     assert (np.nanmin(around, 0) <= level).all() and (np.nanmax(around, 0) >= level).all()
     # every border between a pixel above and its right neighbour below is cut

@@ -1,6 +1,7 @@
 """ONNX Runtime computes what torch computes."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import timm
@@ -68,3 +69,37 @@ def test_a_path_that_cannot_be_written_is_named_in_one_line(tmp_path):
     with pytest.raises(LoupeError) as caught:
         export_onnx(build("test_convnext"), tmp_path / "no" / "such" / "folder.onnx")
     assert "folder.onnx" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_fit_halves_take_half_the_bytes_and_give_the_same_results(tmp_path):
+    model = build("test_convnext")
+    for p in model.parameters():
+        p.data = p.data.half().float()
+    full, half = tmp_path / "full.onnx", tmp_path / "half.onnx"
+    assert export_onnx(model, full) == export_onnx(model, half, half=True)
+    x = torch.randn(2, 3, *model.img_size).numpy()
+    for a, b in zip(*(onnxruntime.InferenceSession(path).run(None, {"image": x}) for path in (full, half))):
+        np.testing.assert_array_equal(a, b)
+    saved = full.stat().st_size - half.stat().st_size
+    assert 0.8 < saved / (2 * sum(p.numel() for p in model.parameters())) <= 1
+
+
+def test_a_weight_that_a_half_would_round_or_lose_stays_as_it_is(tmp_path):
+    model = build("test_convnext")
+    for p in model.parameters():
+        p.data = p.data.half().float()
+    weight = model.backbone.head.fc.weight
+    weight.data[0, 0] = 1e5  # infinite as a half
+    model.gates["stage2"].loupe.conv3x3.weight.data[0, 0, 0, 0] = 0.1  # rounded
+    export_onnx(model, tmp_path / "model.onnx", half=True)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    kept = [values for values in tensors.values() if values.dtype == np.float32]
+    for parameter in (weight, model.gates["stage2"].loupe.conv3x3.weight):
+        assert any(np.array_equal(np.sort(v, None), np.sort(parameter.detach().numpy(), None)) for v in kept)
+    assert sum(values.dtype == np.float16 for values in tensors.values()) > 5
+
+
+def test_the_file_does_not_say_where_on_this_machine_its_code_lies(tmp_path):
+    export_onnx(build("test_convnext"), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in content and b"export.py" not in content

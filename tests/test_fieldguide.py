@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from loupe_core import CUB200, LoupeError
-from loupe_core.birdplate import PAINT, PARTS
+from loupe_core.birdplate import LAYERS, PAINT, PARTS, Bird
 from loupe_core.fieldguide import (
     ATTRIBUTES,
     PART_OF,
@@ -103,6 +103,21 @@ def test_the_same_bird_can_stand_before_another_background():
     np.testing.assert_array_equal(a.parts, b.parts)
     off = ~a.segmentation
     assert np.abs(a.image[off].astype(int) - b.image[off]).mean() > 10
+
+
+def test_a_layer_of_a_bird_depends_on_its_attributes_alone():
+    def layers(attributes):
+        bird = Bird(attributes, np.random.default_rng(3))
+        return {name: [(kind, np.asarray(points).tolist(), *rest) for kind, points, *rest in shapes]
+                for name, shapes in bird.layers.items()}
+
+    plain = layers(SPECIES[0].attributes)
+    assert list(plain) == list(LAYERS)
+    for attribute, values in ATTRIBUTES.items():
+        for value in set(values) - {SPECIES[0].attributes[attribute]}:
+            other = layers(SPECIES[0].attributes | {attribute: value})
+            changed = {name for name in LAYERS if other[name] != plain[name]}
+            assert changed == {name for name, depends in LAYERS.items() if attribute in depends}
 
 
 def test_backgrounds_hold_the_colours_of_parts():

@@ -1,0 +1,118 @@
+"""A prediction in the page "Try it" against native ONNX Runtime, one thread each, on this machine.
+
+    python -m benchmarks.browser [RUNS]
+
+Builds what the page needs into a temporary folder, opens its modules in Chromium, and times the same picture in turn:
+in the page and natively (both from pixels to mask; natively with Pillow), and the native network alone. Prints one row
+of a Markdown table with medians in ms.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import onnxruntime
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import web_assets  # noqa: E402
+from build_lab import build_lab  # noqa: E402
+
+from loupe_core import LoupeModel, transforms_for  # noqa: E402
+from loupe_core.model import FIELDGUIDE  # noqa: E402
+
+PREPARE = """async picture => {
+    const base = new URL("/_static/", location.href);
+    const {loadNetwork} = await import(new URL("lab_network.js", base));
+    const data = await (await fetch(new URL("lab/lab.json", base))).json();
+    window.predict = await loadNetwork(base, data.model);
+    const image = new Image();
+    image.src = new URL(`lab/${picture}`, base);
+    await image.decode();
+    const pen = new OffscreenCanvas(image.width, image.height).getContext("2d");
+    pen.drawImage(image, 0, 0);
+    window.pixels = pen.getImageData(0, 0, image.width, image.height);
+}"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def measure(folder: Path, runs: int) -> dict[str, float]:
+    """Medians in ms: page, native (both from pixels to mask), native_network."""
+    picture = json.loads((folder / "_static/lab/lab.json").read_text())["species"][1]["picture"]
+    image = Image.open(folder / "_static/lab" / picture).convert("RGB")
+    transform = transforms_for(LoupeModel.from_pretrained(FIELDGUIDE).data_config, train=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "_static/lab/model.onnx", options)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found = {"page": [], "native": [], "native_network": []}
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        sys.exit("benchmarks.browser: Chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.evaluate(PREPARE, picture)
+        for run in range(runs + 5):  # the first five warm up
+            milliseconds = {"page": page.evaluate("async () => (await predict(pixels)).milliseconds")}
+            began = time.perf_counter()
+            x = transform(image)[0][None].numpy()
+            middle = time.perf_counter()
+            session.run(None, {"image": x})
+            end = time.perf_counter()
+            milliseconds |= {"native": 1e3 * (end - began), "native_network": 1e3 * (end - middle)}
+            for name, value in milliseconds.items() if run >= 5 else ():
+                found[name].append(value)
+        browser.close()
+    server.shutdown()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main(runs: int = 50) -> None:
+    if failure := web_assets.install():
+        sys.exit(f"benchmarks.browser: {failure}, so ONNX Runtime for the page is not here: apt-get install npm")
+    with tempfile.TemporaryDirectory() as name:
+        static = Path(name) / "_static"
+        static.mkdir()
+        build_lab(static / "lab")
+        web_assets.publish(static)
+        for script in (ROOT / "book" / "_static").glob("lab*.js"):
+            shutil.copy(script, static)
+        (Path(name) / "index.html").write_text('<!doctype html><link rel="icon" href="data:,">')
+        ms = measure(Path(name), runs)
+    ratio = ms["page"] / ms["native"]
+    row = [f"{ms[name]:.1f}" for name in ("page", "native", "native_network")]
+    print("| processor | runs | page, ms | native, ms | its network alone, ms | page / native |")
+    print("|---|---:|---:|---:|---:|---:|")
+    print(f"| {' | '.join([processor(), str(runs), *row, f'{ratio:.1f}'])} |")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,267 @@
+"""The published pages in a browser: they are whole, reach nobody else, and serve every reader.
+
+Each page is opened wide and light, and narrow and dark; then it is looked at in the other width too.
+"""
+
+import json
+import re
+from itertools import product
+from typing import NamedTuple
+
+import build_book
+import pytest
+import web_assets
+from browser import AXE, axe, open_page, transferred
+from playwright.sync_api import Page, expect
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+PAGES = [*parse_toc_yaml(build_book.ROOT / "_toc.yml"), "genindex", "py-modindex", "search"]
+CHAPTERS = [name for name in PAGES if (build_book.BOOK / f"{name}.ipynb").is_file()]
+WIDE, NARROW = 1280, 390  # px; the second is a telephone's
+HEAVIEST = 4e6  # bytes, of a page with all that it loads
+NETWORK = ("_static/lab/", "_static/npm/onnxruntime-web/")  # what a page fetches to run a network in it
+
+
+class Opened(NamedTuple):
+    name: str
+    page: Page
+    dark: bool
+
+
+@pytest.fixture(scope="module", params=product(PAGES, (False, True)),
+                ids=lambda case: f"{case[0]}-{'dark' if case[1] else 'light'}")
+def opened(request, browser, site):
+    name, dark = request.param
+    page = open_page(browser, f"{site}{name}.html", NARROW if dark else WIDE, dark)
+    page.wait_for_function("() => { const lab = document.querySelector('#lab'); return !lab || lab.result }")
+    yield Opened(name, page, dark)
+    page.context.close()
+
+
+def widen(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(400)  # the theme looks for what has come to scroll 300 ms later
+
+
+def unfold(page: Page) -> None:
+    """Opens all that is folded, so that it is looked at too."""
+    page.evaluate("""() => {
+        document.querySelectorAll("main details").forEach(d => { d.open = true });
+        document.querySelectorAll("main .toggle-button-hidden").forEach(b => b.click());
+    }""")
+
+
+def test_every_page_of_the_site_is_looked_at(site, browser):
+    page = open_page(browser, f"{site}genindex.html")
+    listed = page.evaluate("async () => (await (await fetch('searchindex.js')).text()).match(/docnames: ?(\\[[^\\]]*\\])/)"
+                           "?.[1] ?? (await (await fetch('searchindex.js')).text()).match(/\"docnames\": ?(\\[[^\\]]*\\])/)[1]")
+    assert set(json.loads(listed)) == set(PAGES) - {"genindex", "py-modindex", "search"}
+    page.context.close()
+
+
+def test_a_page_has_the_readers_colours(opened):
+    theme, red, green, blue = opened.page.evaluate("""() => [document.documentElement.dataset.theme,
+        ...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)]""")
+    assert theme == ("dark" if opened.dark else "light")
+    assert (max(red, green, blue) < 64) if opened.dark else (min(red, green, blue) > 192)
+
+
+def test_mathematics_is_set(opened):
+    unset, raw, count = opened.page.evaluate("""() => {
+        const formulas = [...document.querySelectorAll("main .math")];
+        const words = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT, n =>
+            n.parentElement.closest("pre, code, script, style, mjx-container")
+            ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+        let text = "";
+        while (words.nextNode()) text += words.currentNode.data + " ";
+        return [formulas.filter(f => !f.querySelector("mjx-container")).length,
+                text.match(/\\$\\$|\\\\[(\\[]|\\\\[a-z]{2,}/g) ?? [], formulas.length];
+    }""")
+    assert unset == 0 and raw == []
+    assert count > 0 or opened.name not in {"intro", *CHAPTERS}
+
+
+def test_no_page_scrolls_sideways(opened):
+    for width in (WIDE, NARROW):
+        widen(opened.page, width)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_axe_finds_no_serious_violation(opened):
+    unfold(opened.page)
+    for width in (NARROW, WIDE):
+        widen(opened.page, width)
+        assert axe(opened.page) == [], width
+
+
+def test_a_page_shows_no_error_and_asks_no_other_host(opened):
+    assert opened.page.problems == []
+
+
+def test_a_page_is_light_enough(opened, capsys):
+    sizes = transferred(opened.page)
+    network = sum(size for address, size in sizes.items() if any(part in address for part in NETWORK))
+    page = sum(sizes.values()) - network
+    if not opened.dark:
+        with capsys.disabled():
+            print(f"\n{opened.name}: {page / 1e6:.2f} MB" + (f", network {network / 1e6:.2f} MB" if network else ""))
+    assert 0.1e6 < page <= HEAVIEST
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_quick_check_marks_the_chosen_answer_and_no_other(name, new_page):
+    page = new_page(f"{name}.html")
+    questions = page.locator("fieldset.loupe-ask:has(p.right)")
+    assert questions.count() >= 2
+    for question in questions.all():
+        marks = question.locator("p.right, p.wrong")
+        expect(question.locator("p.right")).to_have_count(1)
+        assert [mark.is_visible() for mark in marks.all()] == [False] * marks.count()
+        for chosen, label in enumerate(question.locator("label").all()):
+            label.click()
+            assert [mark.is_visible() for mark in marks.all()] == [i == chosen for i in range(marks.count())]
+        words = [mark.inner_text().startswith("Right.") for mark in question.locator("p.right").all()]
+        assert words in ([True], [False]) and all(
+            (m.text_content().startswith("Right.")) == ("right" in m.get_attribute("class")) for m in marks.all())
+
+
+def tab_to(page: Page, selector: str, most: int = 80) -> None:
+    """Presses the tabulator until an element that the selector matches has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"{most} times Tab, and {selector} has not had the focus")
+
+
+def test_a_quick_check_is_answered_by_keyboard(new_page):
+    page = new_page(f"{CHAPTERS[0]}.html")
+    question = page.locator("fieldset.loupe-ask:has(p.right)").first
+    first = question.locator("input").first
+    first.evaluate("input => input.closest('section').querySelector('a.headerlink').focus()")
+    tab_to(page, f"#{first.get_attribute('id')}")
+    page.keyboard.press("Space")
+    for chosen in range(question.locator("input").count()):
+        visible = [mark.is_visible() for mark in question.locator("p").all()]
+        assert visible == [i == chosen for i in range(len(visible))]
+        page.keyboard.press("ArrowDown")
+
+
+def test_frames_switch_pictures_by_mouse_and_by_keyboard(new_page, site):
+    names = [name for name in CHAPTERS if 'name=\\"frames-' in (build_book.BOOK / f"{name}.ipynb").read_text()]
+    assert names
+    page = new_page(f"{names[0]}.html")
+    group = page.locator("fieldset.loupe-ask:has(input[name^=frames-])").first
+    pictures, labels = group.locator("img"), group.locator("label")
+
+    def shown() -> list[int]:
+        return [i for i, picture in enumerate(pictures.all()) if picture.is_visible()]
+
+    assert len(shown()) == 1 < pictures.count() == labels.count()
+    for i in range(labels.count()):
+        labels.nth(i).click()
+        assert shown() == [i]
+        assert pictures.nth(i).evaluate("image => image.naturalWidth") > 100
+    page.keyboard.press("ArrowUp")
+    assert shown() == [labels.count() - 2]
+
+
+def test_the_keyboard_skips_to_the_text(new_page):
+    page = new_page("intro.html")
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Skip to main content")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main-content")
+
+
+def test_the_keyboard_reaches_the_search_and_what_it_finds(new_page):
+    page = new_page("intro.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("sigmoid")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=sigmoid*")
+    expect(page.locator("#search-results li a").first).to_be_visible()
+    tab_to(page, "#search-results li a")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/some-project/(?!search)\w+\.html"))
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_keyboard_reaches_a_chapter(width, new_page):
+    page = new_page("intro.html", width)
+    if width == NARROW:
+        tab_to(page, "button.primary-toggle")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(500)  # the drawer slides in
+    tab_to(page, f"nav a[href='{CHAPTERS[0]}.html']")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{CHAPTERS[0]}.html")
+
+
+def test_the_menu_of_a_formula_finds_all_that_it_loads(new_page):
+    page = new_page(f"{CHAPTERS[0]}.html")
+    page.locator("mjx-container").first.click(button="right")
+    expect(page.get_by_role("menuitem", name="Math Settings")).to_be_visible()
+    page.evaluate("""() => {
+        const pool = MathJax.startup.document.menu.menu.pool;
+        pool.lookup("renderer").setValue("SVG");
+        pool.lookup("explorer").setValue(true);
+    }""")
+    page.wait_for_function("document.querySelector('mjx-container[jax=SVG] svg')")
+    page.wait_for_function("performance.getEntriesByType('resource').some(r => r.name.endsWith('mathmaps/en.json'))")
+    assert page.problems == []
+
+
+def test_the_status_page_says_that_no_chapter_was_run(new_page):
+    rows = new_page("status.html").locator("table tr", has_text="not run in this build")
+    assert rows.count() == len(CHAPTERS)
+
+
+def test_packages_are_pinned_and_come_from_the_registry_alone():
+    package = json.loads((web_assets.ROOT / "package.json").read_text())
+    lock = json.loads((web_assets.ROOT / "package-lock.json").read_text())["packages"]
+    wanted = {**package["dependencies"], **package["devDependencies"]}
+    assert {name: lock[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    for name, entry in lock.items():
+        if name:
+            assert entry["resolved"].startswith("https://registry.npmjs.org/") and entry["integrity"].startswith("sha512-")
+
+
+def test_without_npm_the_pages_take_their_scripts_from_a_cdn_and_the_build_says_so(tmp_path, monkeypatch, capsys):
+    for name in ("package.json", "package-lock.json"):
+        (tmp_path / name).write_text((web_assets.ROOT / name).read_text())
+    versions = json.loads((tmp_path / "package.json").read_text())["dependencies"]
+    source = tmp_path / "_build" / "source"
+    source.mkdir(parents=True)
+    (source / "intro.md").write_text("# A page\n\nwith $x$\n")
+    (source / "status.md").write_text("# Status\n\n<!-- status -->\n<!-- /status -->\n")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: intro\nchapters:\n  - file: status\n")
+    (tmp_path / "_config.yml").write_text("title: A book\nsphinx: {config: {}}\n")
+    (source / "_static").mkdir()
+    monkeypatch.setattr(web_assets, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "BOOK", source)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pages = build_book.build_pages(source)
+    said = capsys.readouterr().out
+    assert said == ("npm is not installed: the pages will load mathjax and onnxruntime-web from cdn.jsdelivr.net\n")
+    cdn = "https://cdn.jsdelivr.net/npm"
+    assert f'src="{cdn}/mathjax@{versions["mathjax"]}/es5/tex-mml-chtml.js"' in (pages / "intro.html").read_text()
+    where = json.loads((pages / "_static" / "npm" / "where.json").read_text())
+    assert where == {"onnxruntime": f"{cdn}/onnxruntime-web@{versions['onnxruntime-web']}/dist/"}
+
+
+def test_an_install_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "package-lock.json").write_text("{}")
+    (tmp_path / "npm").write_text("#!/bin/sh\necho 'npm error code E404' >&2\nexit 1\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setattr(web_assets, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert web_assets.install() == "npm ci failed (npm error code E404)"
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: apt-get install npm")
+def test_axe_is_the_one_that_package_json_names():
+    wanted = json.loads((web_assets.ROOT / "package.json").read_text())["devDependencies"]["axe-core"]
+    assert f"axe v{wanted}" in AXE.read_text()[:200]
