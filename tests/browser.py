@@ -11,6 +11,7 @@ import functools
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import web_assets
@@ -45,14 +46,19 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def site(chromium, tmp_path_factory):
-    """The address of the book's pages, made from the committed notebooks and served below PREFIX."""
+def site_folder(chromium, tmp_path_factory) -> Path:
+    """The book's pages, made from the committed notebooks."""
     if failure := web_assets.install():
         pytest.skip(f"{failure}, so the pages' scripts and axe-core are not here: apt-get install npm")
     import build_book  # takes seconds, and most runs of a single test do without
 
-    pages = build_book.build_committed(tmp_path_factory.mktemp("book"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=pages))
+    return build_book.build_committed(tmp_path_factory.mktemp("book"))
+
+
+@pytest.fixture(scope="session")
+def site(site_folder):
+    """The address of the book's pages, served below PREFIX."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site_folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
     server.shutdown()
@@ -132,12 +138,11 @@ def axe(page: Page, within: str = "html") -> list[str]:
     """What axe-core finds serious or critical in an element: a line for each place."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
-    found = page.evaluate("""async within => {
+    return page.evaluate("""async within => {
         const {violations} = await axe.run(within, {resultTypes: ["violations"]});
         return violations.filter(v => ["serious", "critical"].includes(v.impact)).flatMap(
             v => v.nodes.map(n => `${v.id}: ${n.target} (${n.failureSummary.replace(/\\s+/g, " ")})`));
     }""", within)
-    return found
 
 
 def transferred(page: Page) -> dict[str, int]:

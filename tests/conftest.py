@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browser, chromium, new_page, open_html, site  # noqa: F401  (fixtures)
+from browser import browser, chromium, new_page, open_html, site, site_folder  # noqa: F401  (fixtures)
 from PIL import Image
 
 
