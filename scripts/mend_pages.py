@@ -13,17 +13,18 @@ MENDS = [
     (r'<script [^>]*src="[^"]*/sphinx-thebe\.js[^>]*></script>\s*', ""),
     (r'<link [^>]*href="[^"]*/sphinx-thebe\.css[^>]*/>\s*', ""),
     (r'<script type="text/x-thebe-config">.*?</script>\s*', ""),
-    # The header repeats the search, and the theme's script ties the buttons that open the sidebars to its hidden ones, so
-    # that a telephone had no navigation.
+    # The header repeats the search; and its own buttons, which nobody sees, are those that the theme's script lets open
+    # the sidebars, so that a telephone had no navigation. The scripts still ask how high the header is.
     (r'<header id="pst-header".*?</header>', '<header id="pst-header" class="bd-header" hidden></header>'),
     # The theme lets the keyboard scroll what is too wide, but looks for that only when a window's size changes.
-    (r"</body>", "<script>addEventListener('click', e => e.target.closest('summary, .toggle-button, .admonition-title') && "
-                 "dispatchEvent(new Event('resize')))</script>\n</body>"),
+    (r"</body>", "<script>addEventListener('click', e => e.target.closest('summary, .toggle-button, .admonition-title')"
+                 " && dispatchEvent(new Event('resize')))</script>\n</body>"),
     # A control has the name that is written on it, so that a reader can say it.
     (r'(<button class="[^"]*\bsearch-button-field\b[^"]*")[^>]*? aria-label="[^"]*"', r"\1"),
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # A list has list items; the role of its entries is no longer in the standard (DPUB-ARIA 1.1).
     (r'role="doc-biblioentry"', 'role="listitem"'),
+    # See `mend`.
     (r'(="_images/\w+)\.png"', r'\1.webp"'),
 ]
 
