@@ -249,8 +249,6 @@ def configuration(source: Path) -> dict:
     static.mkdir(parents=True)
     for script in (source / "_static").glob("*.js"):
         shutil.move(script, static)
-    if (explorer := ROOT / "loupe_core" / "explorer.js").is_file():
-        shutil.copy(explorer, static)
     if (ROOT / "scripts" / "build_lab.py").is_file():
         from build_lab import build_lab
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from loupe_core import LoupeModel, transforms_for
 from loupe_core.birdplate import LAYERS, PAINT, PARTS, Bird, Drawing, feathers, perch, volume
+from loupe_core.explorer import readable
 from loupe_core.export import export_onnx
 from loupe_core.fieldguide import ATTRIBUTES, PART_OF, SPECIES, Species, draw
 from loupe_core.model import FIELDGUIDE
@@ -28,10 +29,6 @@ WEATHER = 0.5  # between a plate and a wet morning; the training had all of it
 SEED = 2011  # of the pictures: no set that a network of this book learns from begins its seeds with this number
 POSES = ((4, 1), (1, -1), (6, 1))  # of a bird to draw: seed, and 1 to face right or -1 for left
 SCENES = (1, 2, 3)  # seeds of the backgrounds to draw it before
-
-
-def readable(name: str) -> str:
-    return name.split(".", 1)[-1].replace("_", " ")
 
 
 def hexadecimal(colour: tuple[int, int, int]) -> str:

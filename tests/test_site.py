@@ -160,6 +160,28 @@ def test_frames_switch_pictures_by_mouse_and_by_keyboard(new_page, site):
     assert shown() == [labels.count() - 2]
 
 
+@pytest.mark.parametrize("width, dark", [(WIDE, True), (NARROW, False)])
+def test_the_explorer_is_alive_in_the_published_page(width, dark, new_page):
+    page = new_page("06_heatmaps.html", width, dark)
+    page.wait_for_selector(".loupe-explorer canvas")
+    explorer = page.locator(".loupe-explorer")
+    menus = {name: explorer.get_by_role("combobox", name=name) for name in ("Picture", "Heatmap")}
+    assert menus["Picture"].locator("option").count() >= 12
+    assert menus["Heatmap"].locator("option").count() >= 8
+    seen = []
+    for change in (lambda: menus["Heatmap"].select_option("3"), lambda: menus["Picture"].select_option("5"),
+                   lambda: explorer.get_by_label("Opacity").press("ArrowRight")):
+        drawn = page.evaluate("document.querySelector('[data-drawn]').dataset.drawn")
+        change()
+        page.wait_for_function("n => document.querySelector('[data-drawn]').dataset.drawn !== n", arg=drawn)
+        seen.append(explorer.evaluate("e => e.querySelector('canvas').toDataURL()"))
+    assert len(set(seen)) == 3
+    assert "The peak is at" in explorer.inner_text()
+    explorer.get_by_text("Your own photograph").click()
+    assert "Run this notebook" in explorer.inner_text()
+    assert page.problems == []
+
+
 def test_the_keyboard_skips_to_the_text(new_page):
     page = new_page("intro.html")
     page.keyboard.press("Tab")
