@@ -14,11 +14,12 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book test fieldguide weights clean
+.PHONY: help book test results fieldguide weights clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
 	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
+	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
 	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
@@ -30,6 +31,9 @@ book: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval book
+
+results: $(INSTALLED)
+	$(BIN)/python scripts/record_results.py $(GRID)
 
 fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide

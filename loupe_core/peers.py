@@ -5,11 +5,12 @@ features and no mask, so they stand as a forward hook on the bare backbone.
 """
 
 import torch
-from timm.layers.cbam import CbamModule
+from timm.layers.cbam import CbamModule, SpatialAttn
 from timm.layers.squeeze_excite import SEModule
 from torch import nn
 
 from loupe_core.errors import LoupeError
+from loupe_core.gate import Loupe
 from loupe_core.model import LoupeModel
 from loupe_core.sites import locate, put_back, select, to_maps
 
@@ -86,3 +87,57 @@ def put_after(model: LoupeModel, module: nn.Module, site: str = "stage2") -> Lou
 
     model.backbone.get_submodule(place.module).register_forward_hook(hook)
     return model
+
+
+class ControlMask(nn.Module):
+    """A mask that lacks one thing the Loupe's has; `gate.loupe` may be replaced by it, see `control`.
+
+    Shape:
+        features `(B, C, H, W)` -> mask `(B, 1, H, W)` in [0, 1].
+    """
+
+    def __init__(self, kind: str, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.kind, self.seed = kind, int(torch.randint(2**31, ()))
+        self.loupe = Loupe(channels, reduction)
+        if kind in ("random", "centre"):
+            self.loupe.requires_grad_(False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        B, C, H, W = features.shape
+        if self.kind == "centre":
+            y, x = torch.meshgrid(torch.linspace(-1, 1, H), torch.linspace(-1, 1, W), indexing="ij")
+            return torch.exp(-2 * (x**2 + y**2)).to(features).expand(B, 1, H, W)  # half the width is two deviations
+        mask = self.loupe(features)
+        if self.kind == "constant":
+            return mask.mean((2, 3), keepdim=True).expand(B, 1, H, W)
+        if self.kind == "shuffled":  # new places at every training step, the same ones at every test
+            draws = None if self.training else torch.Generator().manual_seed(self.seed)
+            return mask.flatten(2)[..., torch.randperm(H * W, generator=draws)].unflatten(2, (H, W))
+        return mask
+
+
+def control(kind: str, channels: int, reduction: int = 16) -> nn.Module:
+    """A mask to compare the Loupe's with, at the same number of parameters but for "cbam" (fewer).
+
+    Args:
+        kind: "constant": the mean of a learned mask, one number an image; "shuffled": a learned mask whose values
+            are dealt to other places; "random": the mask of a Loupe that stays as it was drawn; "centre": a Gaussian
+            in the middle, the same for all; "cbam": the spatial half of CBAM (Woo et al. 2018), a 7x7 convolution of
+            the channels' mean and maximum, timm's.
+        channels, reduction: as for `Loupe`.
+
+    Raises:
+        LoupeError: the kind is unknown.
+    """
+    if kind not in ("constant", "shuffled", "random", "centre", "cbam"):
+        raise LoupeError(f"control {kind!r} is unknown; expected one of constant, shuffled, random, centre, cbam")
+    return CbamMask() if kind == "cbam" else ControlMask(kind, channels, reduction)
+
+
+class CbamMask(SpatialAttn):
+    """timm's spatial half of CBAM, up to its mask: features `(B, C, H, W)` -> `(B, 1, H, W)`."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pooled = torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)
+        return torch.sigmoid(self.conv(pooled))

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 from scipy import stats
 
 from loupe_core.errors import LoupeError
@@ -42,3 +43,14 @@ def interval(values, level: float = 0.95) -> tuple[float, float]:
         raise LoupeError(f"interval: found {len(values)} value(s); expected two or more to tell a spread")
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
     return sum(values) / len(values), float(half)
+
+
+def answers(right) -> str:
+    """Which test images a run got right, (N,) bool in the data set's order, as text that fits a cell: 8 images a byte,
+    in hexadecimal. `right_of` reads it."""
+    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def right_of(row: dict, images: int) -> np.ndarray:
+    """(images,) bool: which test images the run of this row got right (column `right`)."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8), count=images).astype(bool)

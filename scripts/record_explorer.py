@@ -10,7 +10,7 @@ import os
 import time
 
 import torch
-from record_results import RESULTS, fieldguide_sets, provenance, run
+from runs import RESULTS, fieldguide_sets, provenance, run
 
 from loupe_core import LoupeModel, Recipe, transforms_for
 from loupe_core.explain import explain

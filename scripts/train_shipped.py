@@ -7,7 +7,7 @@ import csv
 import time
 
 import torch
-from record_results import RESULTS, ROOT, fieldguide_sets, provenance, run
+from runs import RESULTS, ROOT, fieldguide_sets, provenance, run
 from safetensors.torch import load_file, save_file
 
 from loupe_core import LoupeModel, Recipe

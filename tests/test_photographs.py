@@ -11,7 +11,7 @@ from PIL import Image
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, mask_to_original, transforms_for
 from loupe_core.cli import main
 
-record_results = pytest.importorskip("record_results")
+runs = pytest.importorskip("runs")
 pytestmark = pytest.mark.skipif("LOUPE_CUB_ROOT" not in os.environ, reason="LOUPE_CUB_ROOT is not set")
 
 
@@ -21,7 +21,7 @@ def albatrosses():
     root = os.environ["LOUPE_CUB_ROOT"]
     names = CUB200(root).class_names[:3]
     torch.manual_seed(0)
-    model = LoupeModel(record_results.lite0(), num_classes=3, class_names=names, form="residual")
+    model = LoupeModel(runs.lite0(), num_classes=3, class_names=names, form="residual")
     recipe = Recipe(optimizer="adamw", lr=1e-3, backbone_lr=0.1, epochs=3, batch_size=16, augment="crop", crop_min=0.4)
     train, val, test = (CUB200(root, split, classes=names, transform=transforms_for(model.data_config, **options))
                         for split, options in (("train", recipe.train_transform_options()),

@@ -27,7 +27,8 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 # A file imports only from files that stand before it here.
 ORDER = """errors gate swin_micro sites model peers export loss geometry birdplate fieldguide images download datasets
-           pretrain trainer results heatmap plots page explain scorecard audit explorer cli __main__""".split()
+           pretrain trainer results statistics heatmap plots page explain routing scorecard audit robustness
+           explorer cli __main__""".split()
 
 
 def package_imports(path: Path) -> set[str]:
