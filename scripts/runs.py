@@ -117,14 +117,23 @@ ARMS = {
     "residual": dict(model=dict(form="residual")),
 }
 
+# Trainings that no other is compared with arm by arm: other rates of Lion, and a backbone with BatchNorm.
+MORE_ARMS = {
+    "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),
+    "lion 1e-4": dict(recipe=dict(lr=1e-4)),
+    "lite0": dict(backbone=lite0, model=dict(img_size=112), recipe=dict(
+        optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=6, freeze_batchnorm=True)),
+}
+
 
 def build(arm: str, seed: int) -> LoupeModel:
     """The model of an arm before its training."""
     torch.manual_seed(seed)
-    model = LoupeModel("swin_micro", num_classes=len(SMALL), **ARMS[arm].get("model", {}))
-    if "control" in ARMS[arm]:
+    change = (ARMS | MORE_ARMS)[arm]
+    model = LoupeModel(change.get("backbone", lambda: "swin_micro")(), len(SMALL), **change.get("model", {}))
+    if "control" in change:
         gate = model.gates["stage2"]
-        gate.loupe = control(ARMS[arm]["control"], gate.site.channels)
+        gate.loupe = control(change["control"], gate.site.channels)
     return model
 
 
@@ -141,7 +150,7 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
         model.load_state_dict(stored["weights"])
         return model.eval(), stored["outcome"], sets("test", transforms_for(model.data_config, train=False))
     began = time.perf_counter()
-    outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **ARMS[arm].get("recipe", {})))
+    outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
     outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
     kept.parent.mkdir(parents=True, exist_ok=True)
     beside = kept.with_suffix(f".{os.getpid()}")
