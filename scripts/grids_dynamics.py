@@ -1,0 +1,152 @@
+"""Chapter 09's runs: a mask from step 0 on, how alike the masks of two seeds are, and trainings whose gradient takes
+another way."""
+
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from runs import ARMS, SMALL, build, fieldguide_sets, images_of, masks_of, part_ranks, provenance, run, trained
+from scipy.stats import rankdata
+from torch.utils.data import Subset
+
+from loupe_core import Recipe, Trainer, peak, transforms_for
+from loupe_core.routing import KINDS, gradient_terms, intervene, shares
+
+EPOCHS, STEPS = 12, 17  # of the small profile; steps an epoch
+EARLY = (0, 1, 2, 5, 10)  # steps that are measured within the first epoch
+MOMENTS = (*EARLY, *(STEPS * epoch for epoch in range(1, EPOCHS + 1)))
+BIRDS = 100  # every fourth test image: five of each species
+
+
+def routing(kind: str, seed: int) -> tuple[dict, Trainer | None]:
+    """A training of the paper's gate under an intervention on its gradient: accuracy, and what its mask looks like."""
+    if kind == "none":  # the training that the other grids measure as well
+        model, outcome, test = trained("loupe", seed)
+        outcome = {k: v for k, v in outcome.items() if k != "training_seconds"}
+        return outcome | looks(model, test), None
+    model = build("loupe", seed)
+    with intervene(model, kind, seed):
+        outcome, trainer, test = run(model, fieldguide_sets(SMALL, seed, 30, 20), Recipe.small(seed=seed))
+    return outcome | provenance(trainer) | looks(model.eval(), test), None
+
+
+def looks(model, test) -> dict:
+    masks = np.stack(masks_of(model, test))
+    return dict(mask_sd=round(float(masks.std((1, 2)).mean()), 4), **part_ranks(masks, test))
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation over the cells of an image of two sets of masks (N, h, w), mean over images; nan where a mask is
+    even."""
+    x, y = (rankdata(masks.reshape(len(masks), -1), axis=1) for masks in (a, b))
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    below = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return float(np.mean(np.divide((x * y).sum(1), below, out=np.full(len(x), np.nan), where=below > 0)))
+
+
+def describe(masks: np.ndarray) -> dict:
+    """mean; sd within an image; entropy of the mask as a distribution over cells, 1 where it is even; low: share of
+    cells below 0.01; smooth: correlation of a cell with the next one in its row, 0 for independent cells."""
+    p = masks.reshape(len(masks), -1).astype(float)
+    p = p / p.sum(1, keepdims=True)
+    entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(1) / np.log(p.shape[1])
+    left, right = (part.reshape(len(masks), -1) for part in (masks[:, :, :-1], masks[:, :, 1:]))
+    smooth = [np.corrcoef(a, b)[0, 1] if a.std() and b.std() else np.nan for a, b in zip(left, right)]
+    return dict(mean=masks.mean(), sd=masks.std((1, 2)).mean(), entropy=entropy.mean(), low=(masks < 0.01).mean(),
+                smooth=np.mean(smooth))
+
+
+class Watched(Trainer):
+    """A Trainer that looks at the model, in the same birds, at `MOMENTS`. It draws no random number of its own."""
+
+    def __init__(self, *args, birds, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.birds, self.moments, self.losses = birds, {}, []
+        self.loss.register_forward_hook(self.step)  # called in training only, before the step's update
+
+    def step(self, module, inputs, terms):
+        if len(self.losses) in EARLY:
+            self.look()
+        self.losses.append(terms.classification.item())
+
+    def _end_epoch(self, model, row):
+        super()._end_epoch(model, row)
+        self.look()["val_accuracy"] = row["val_accuracy"]
+
+    def look(self) -> dict:
+        images, labels = self.birds
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            logits, masks = self.model(images, return_mask=True)
+        terms = gradient_terms(self.model, images[::3], labels[::3], self.recipe.lam)
+        self.model.train(training)
+        found = dict(masks=masks[:, 0].float().numpy(), right=float((logits.argmax(1) == labels).float().mean()),
+                     **{f"grad_{name}": value for name, value in shares(terms).items()})
+        self.moments[len(self.losses)] = found
+        return found
+
+
+@lru_cache(maxsize=1)
+def watched(arm: str, seed: int) -> dict[int, dict]:
+    """A whole training (no early stop), at each moment."""
+    model = build(arm, seed)
+    recipe = Recipe.small(seed=seed, patience=EPOCHS, **ARMS[arm].get("recipe", {}))
+    sets = fieldguide_sets(SMALL, seed, 30, 20)
+    train = sets("train", transforms_for(model.data_config, **recipe.train_transform_options()))
+    val, test = (sets(split, transforms_for(model.data_config, train=False)) for split in ("val", "test"))
+    chosen = range(0, len(test), len(test) // BIRDS)
+    birds, surfaces = images_of(Subset(test, chosen)), [(test[i].geometry, test.segmentation(i)) for i in chosen]
+    trainer = Watched(model, train, val, recipe, progress=False, birds=birds)
+    trainer.fit()
+    assert tuple(trainer.moments) == MOMENTS, tuple(trainer.moments)
+    last, rows = trainer.moments[MOMENTS[-1]]["masks"], {}
+    for step, found in trainer.moments.items():
+        masks = found.pop("masks")
+        begun = STEPS * ((step - 1) // STEPS) if step else 0  # the start of the epoch
+        row = describe(masks) | found
+        trainer.moments[step]["kept"] = masks
+        row["stability"] = alike(masks, trainer.moments[begun]["kept"]) if step else np.nan
+        row["with_first"] = alike(masks, trainer.moments[0]["kept"])
+        row["with_last"] = alike(masks, last)
+        row["other_bird"] = alike(masks, np.roll(last, BIRDS // 2, 0))  # the control: the last mask of another bird
+        row["on_bird"] = np.mean([bird[int(y), int(x)] for (geometry, bird), mask in zip(surfaces, masks)
+                                  for x, y in [peak(mask, geometry)]])
+        row["bird_share"] = np.mean([bird.mean() for _, bird in surfaces])  # what a random peak would hit
+        losses = trainer.losses[begun:step]
+        row["loss"] = np.mean(losses) if losses else np.nan
+        # the largest loss of a step over the median of the nine before it, this epoch
+        jumps = [trainer.losses[i] / np.median(trainer.losses[i - 9:i]) for i in range(max(begun, 9), step)]
+        row["jump"] = max(jumps) if jumps else np.nan
+        rows[step] = {k: "" if np.isnan(v) else round(float(v), 5) for k, v in row.items()}
+        rows[step].setdefault("val_accuracy", "")
+        rows[step] |= provenance(trainer)
+    return rows
+
+
+def dynamics(arm: str, seed: int, step: int) -> tuple[dict, None]:
+    """What a training looks like after `step` updates."""
+    return watched(arm, seed)[step], None
+
+
+@cache
+def last_masks(arm: str, seed: int) -> np.ndarray:
+    model, _, test = trained(arm, seed)
+    return np.stack(masks_of(model, test))
+
+
+def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
+    """How alike the trained masks of two seeds are: on the same bird, and, as the control, on another species."""
+    a, b = last_masks(arm, seed), last_masks(arm, other)
+    outcome = dict(same_bird=alike(a, b), other_bird=alike(a, np.roll(b, len(b) // 2, 0)))
+    return {k: round(v, 4) for k, v in outcome.items()} | provenance(), None
+
+
+WATCHED = ("loupe", "lambda 0", "lambda 5", "residual")
+PAIRS = [(seed, other) for other in range(5) for seed in range(other)]
+GRIDS = {
+    "routing": (routing, [dict(kind=kind, seed=seed) for seed in range(5) for kind in KINDS]),
+    "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for seed in range(3) for arm in WATCHED
+                            for step in MOMENTS]),
+    "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in WATCHED]),
+}
