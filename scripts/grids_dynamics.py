@@ -145,7 +145,7 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
 WATCHED = ("loupe", "lambda 0", "lambda 5", "residual")
 PAIRS = [(seed, other) for other in range(5) for seed in range(other)]
 GRIDS = {
-    "routing": (routing, [dict(kind=kind, seed=seed) for seed in range(5) for kind in KINDS]),
+    "routing": (routing, [dict(kind=kind, seed=seed) for seed in range(5) for kind in reversed(KINDS)]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for seed in range(3) for arm in WATCHED
                             for step in MOMENTS]),
     "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in WATCHED]),
