@@ -18,7 +18,7 @@ from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
 from loupe_core.model import LoupeModel
 
-KINDS = ("none", "frozen", "shuffled", "even", "detached", "blocks")
+KINDS = ("none", "frozen", "detached", "even", "blocks", "shuffled")
 SCALE = {"multiply": 1, "residual": 2}  # F' = SCALE * M * F
 
 

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch.utils.data import Subset
 
 from loupe_core import Recipe, Trainer, peak, transforms_for
-from loupe_core.routing import KINDS, gradient_terms, intervene, shares
+from loupe_core.routing import gradient_terms, intervene, shares
 
 EPOCHS, STEPS = 12, 17  # of the small profile; steps an epoch
 EARLY = (0, 1, 2, 5, 10)  # steps that are measured within the first epoch
@@ -143,10 +143,12 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
 
 
 WATCHED = ("loupe", "lambda 0", "lambda 5", "residual")
+WATCHES = [("loupe", seed) for seed in range(3)] + [(arm, seed) for seed in range(3) for arm in WATCHED[1:]]
 PAIRS = [(seed, other) for other in range(5) for seed in range(other)]
+ASKED = ("frozen", "detached", "shuffled")
 GRIDS = {
-    "routing": (routing, [dict(kind=kind, seed=seed) for seed in range(5) for kind in reversed(KINDS)]),
-    "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for seed in range(3) for arm in WATCHED
-                            for step in MOMENTS]),
+    "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("even",), ("blocks",), ("none",))
+                          for seed in range(5) for kind in kinds]),
+    "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, seed in WATCHES for step in MOMENTS]),
     "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in WATCHED]),
 }
