@@ -1,0 +1,279 @@
+"""Chapter 11's runs: solar cells instead of birds (the extra `solar`), and where the mask lies on them."""
+
+import functools
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+from runs import lite0, run
+from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.stats import rankdata, spearmanr
+from torch.utils.data import Dataset
+
+from loupe_core import LoupeModel, Recipe
+from loupe_core.datasets import Sample
+from loupe_core.peers import control
+
+SIDE = 112  # px of the model input; masks have 14 x 14 cells of 8 x 8 px
+TOP = 20  # cells that are taken away: about a tenth
+BLOCK = 60  # neighbours in the order of the files that stay together; most modules have 36 to 72 cells
+
+
+def is_defective(probability) -> np.ndarray:
+    """The binary label: defective from 1/2 on. "Defective, but not sure" (2/3) is; "functional, but not sure" is not."""
+    return np.asarray(probability) >= 0.5
+
+
+def split_cells(probability, kind, by: str = "cell", seed: int = 0) -> np.ndarray:
+    """Train or test for each cell, (N,) bool, True for test: about a quarter.
+
+    by: "cell" draws cell by cell, a quarter of each combination of probability and kind, so that cells of one module
+        lie on both sides; "block" draws whole runs of BLOCK cells that follow one another in the files, where a
+        module's cells stand together, and of one kind.
+    """
+    probability, kind = np.asarray(probability), np.asarray(kind)
+    rng, test = np.random.RandomState(seed), np.zeros(len(kind), bool)
+    if by == "cell":
+        groups = np.unique(np.stack([np.round(3 * probability).astype(int), kind == "poly"], 1), axis=0,
+                           return_inverse=True)[1].ravel()
+        for group in range(groups.max() + 1):
+            members = np.flatnonzero(groups == group)
+            test[rng.permutation(members)[: round(len(members) / 4)]] = True
+        return test
+    starts = np.flatnonzero(np.r_[True, kind[1:] != kind[:-1]])
+    run_start = starts[np.searchsorted(starts, np.arange(len(kind)), side="right") - 1]
+    block = np.unique(np.stack([run_start, (np.arange(len(kind)) - run_start) // BLOCK]), axis=1,
+                      return_inverse=True)[1].ravel()
+    for name in ("mono", "poly"):  # whole blocks until a quarter of the kind's cells is reached
+        count = 0
+        for b in rng.permutation(np.unique(block[kind == name])):
+            if count < 0.25 * (kind == name).sum():
+                test |= block == b
+                count += (block == b).sum()
+    return test
+
+
+class Cells(Dataset):
+    """Grey images (N, H, W) uint8 with labels, as a set of `Sample`."""
+
+    def __init__(self, images, labels, transform, ids):
+        self.images, self.labels, self.transform, self.image_ids = images, np.asarray(labels, int), transform, ids
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Sample:
+        image, geometry = self.transform(Image.fromarray(self.images[i]).convert("RGB"))
+        return Sample(image, int(self.labels[i]), None, None, geometry, "", int(self.image_ids[i]))
+
+
+def auc(scores, labels) -> float:
+    """Chance that a defective cell scores above a sound one, ties half: Mann and Whitney's U over the pairs."""
+    labels = np.asarray(labels, bool)
+    n, m = labels.sum(), (~labels).sum()
+    return float((rankdata(scores)[labels].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+
+
+def darkness(grey, cells: int = 14, surround: int = 5) -> np.ndarray:
+    """How much darker each cell is than its surroundings: (H, W) in [0, 1] -> (cells, cells)."""
+    side = np.asarray(grey).shape[0] // cells
+    mean = np.asarray(grey, float).reshape(cells, side, cells, side).mean((1, 3))
+    return uniform_filter(mean, surround, mode="nearest") - mean
+
+
+def another(groups, seed: int = 0) -> np.ndarray:
+    """For each image another one of its group, (N,) indices: a cycle in random order within each group."""
+    groups, partner = np.asarray(groups), np.arange(len(groups))
+    rng = np.random.RandomState(seed)
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        partner[members] = np.roll(members, 1)
+    return partner
+
+
+def without(grey, cells) -> np.ndarray:
+    """The image (H, W) with the cells (h, w) bool replaced by a blurred image: what is fine there, cracks too, goes."""
+    grey = np.asarray(grey, float)
+    side = grey.shape[0] // cells.shape[0]
+    hole = gaussian_filter(np.kron(cells, np.ones((side, side))), 1.5)  # soft edges, so as not to draw new ones
+    return hole * gaussian_filter(grey, 12, mode="nearest") + (1 - hole) * grey
+
+
+def top(values, count: int = TOP) -> np.ndarray:
+    """(H, W) bool: the `count` highest cells."""
+    values = np.asarray(values)
+    return (rankdata(values, "ordinal") > values.size - count).reshape(values.shape)
+
+
+def share_of_border(mask) -> float:
+    """Share of the mask in the outermost ring of cells, over the share of cells that are there: 1 where it is even."""
+    ring = np.ones(mask.shape, bool)
+    ring[1:-1, 1:-1] = False
+    return float(mask[ring].mean() / mask.mean())
+
+
+def where_it_lies(masks, grey, defective, kind) -> dict:
+    """What the masks (N, h, w) have to do with dark places of their images (N, H, W), away from the border.
+
+    dark_*: Spearman's correlation of mask and darkness, mean over images; *_other: with the darkness of another cell
+    of the same label and kind, which holds all that such cells have in common, busbars and borders.
+    """
+    dark = np.stack([darkness(g, masks.shape[-1]) for g in grey])
+    partner = another(2 * defective + (kind == "poly"))
+    inner = (slice(1, -1), slice(1, -1))
+
+    def agreement(pairs):
+        found = [spearmanr(masks[i][inner].ravel(), dark[j][inner].ravel()).statistic if masks[i][inner].std() > 1e-7
+                 else 0.0 for i, j in pairs]
+        return np.array(found)
+
+    own, other = agreement(enumerate(range(len(masks)))), agreement(enumerate(partner))
+    means = {}
+    for name, chosen in (("defective", defective), ("sound", ~defective)):
+        means[f"dark_{name}"], means[f"dark_{name}_other"] = own[chosen].mean(), other[chosen].mean()
+    return means
+
+
+def when_it_goes(model, grey, masks, kind) -> dict:
+    """By how much the probability of "defective" falls, mean over defective cells, when TOP cells are smoothed away:
+    the mask's highest, those of another cell's mask, random ones, and the darkest (what a working test looks like)."""
+    rng, dark = np.random.RandomState(0), [darkness(g, 14) for g in grey]
+    partner = another(kind == "poly")
+    choices = dict(random=[top(rng.rand(14, 14)) for _ in grey], dark=[top(d) for d in dark])
+    if masks is not None:
+        choices |= dict(top=[top(m) for m in masks], other=[top(masks[j]) for j in partner])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+
+    def probability(images):
+        x = torch.stack([torch.tensor(g, dtype=torch.float32).expand(3, -1, -1) for g in images])
+        with torch.no_grad():
+            return torch.cat([model(b).float().softmax(1)[:, 1] for b in ((x - mean) / std).split(64)]).numpy()
+
+    full = probability(grey)
+    drops = {f"drop_{k}": float((full - probability([without(g, c) for g, c in zip(grey, cells)])).mean())
+             for k, cells in choices.items()}
+    return drops
+
+
+def measures(scores, labels, certain, kind) -> dict:
+    """What a detector is judged by, on the test cells: `balanced` accuracy at 1/2; `auc` over all, over those that the
+    expert was sure of, and over each kind; `sensitivity` at a specificity of 95 %; `calibration_gap`, the mean distance
+    of the mean probability from the share of defective cells in ten bins of equal width."""
+    said = scores >= 0.5
+    bins = np.minimum((scores * 10).astype(int), 9)
+    gaps = [abs(scores[bins == b].mean() - labels[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    mono = kind == "mono"
+    return dict(balanced=(said[labels].mean() + (~said[~labels]).mean()) / 2, auc=auc(scores, labels),
+                auc_certain=auc(scores[certain], labels[certain]), auc_mono=auc(scores[mono], labels[mono]),
+                auc_poly=auc(scores[~mono], labels[~mono]),
+                sensitivity=(scores[labels] > np.quantile(scores[~labels], 0.95)).mean(), calibration_gap=sum(gaps))
+
+
+COLUMNS = dict.fromkeys("""accuracy mask_mean epochs right balanced auc auc_certain auc_mono auc_poly sensitivity
+calibration_gap mask_sd border dark_defective dark_defective_other dark_sound dark_sound_other drop_top drop_other
+drop_random drop_dark""".split(), "")
+
+
+def rounded(outcome: dict) -> dict:
+    """The outcome in the order of COLUMNS, with empty places for what was not measured."""
+    return COLUMNS | {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in outcome.items()}
+
+
+def build(net: str, arm: str, seed: int) -> LoupeModel:
+    """A model of two classes for cells of SIDE px, before its training."""
+    torch.manual_seed(seed)
+    choices = dict(num_classes=2, site=() if arm == "bare" else "stage2", data_config=dict(crop_pct=1.0))
+    if net == "lite0":  # its BatchNorm stays as it came, so the form that starts as the identity
+        return LoupeModel(lite0(), form="residual", img_size=SIDE, **choices)
+    model = LoupeModel(net, **choices)
+    if arm == "constant":
+        gate = model.gates["stage2"]
+        gate.loupe = control("constant", gate.site.channels)
+    return model
+
+
+def recipe_of(net: str, arm: str, seed: int) -> Recipe:
+    common = dict(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=3, crop_min=0.8)
+    if net == "lite0":
+        common |= dict(optimizer="adamw", lr=1e-3, backbone_lr=0.3, freeze_batchnorm=True)
+    return Recipe.small(**common)
+
+
+def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
+    """One training and all that is measured of it. The split is the same for all seeds.
+
+    cells: images (N, H, W) uint8, defect probabilities (N,), kinds (N,) "mono" or "poly".
+    """
+    images, probability, kind = cells
+    labels, test = is_defective(probability), split_cells(probability, kind, by)
+    spare = np.zeros(len(test), bool)  # a tenth of the training cells, for validation
+    spare[np.random.RandomState(1).permutation(np.flatnonzero(~test))[: round(0.1 * (~test).sum())]] = True
+    members = dict(train=~test & ~spare, val=spare, test=test)
+
+    def sets(split, transform):
+        index = np.flatnonzero(members[split])
+        return Cells(images[index], labels[index], transform, index + 1)
+
+    outcome, trainer, tested = run(model, sets, recipe)
+    model.float().eval()
+    x = torch.stack([tested[i].image for i in range(len(tested))])
+    with torch.no_grad():
+        seen = [model(batch, return_mask=True) for batch in x.split(64)]
+    scores = torch.cat([logits for logits, _ in seen]).softmax(1)[:, 1].double().numpy()
+    labels, kind, certain = labels[test], kind[test], np.isin(probability[test], (0, 1))
+    outcome |= measures(scores, labels, certain, kind)
+    grey, masks = (x[:, 0] * model.std[0] + model.mean[0]).numpy(), None
+    if model.gates:
+        masks = torch.cat([mask[:, 0] for _, mask in seen]).numpy()
+        outcome |= dict(mask_sd=masks.std((1, 2)).mean(), border=np.mean([share_of_border(m) for m in masks]))
+        if masks.std((1, 2)).max() < 1e-6:  # the constant mask lies nowhere
+            masks = None
+    if masks is not None:
+        outcome |= where_it_lies(masks, grey, labels, kind)
+        outcome["masks"] = {name: np.round(masks[chosen].mean(0), 5).astype(float).round(5).tolist()
+                            for name, chosen in (("defective", labels), ("sound", ~labels))}
+    gone = masks if masks is None else masks[labels]
+    return rounded(outcome | when_it_goes(model, grey[labels], gone, kind[labels])), trainer
+
+
+def darkness_alone(cells, by: str) -> dict:
+    """No network: a cell's score is how much its darkest place differs from what surrounds it."""
+    images, probability, kind = cells
+    test = split_cells(probability, kind, by)
+    scores = np.array([darkness(image[5:-5, 5:-5] / 255).max() for image in images[test]])
+    scores = rankdata(scores) / len(scores)
+    found = measures(scores, is_defective(probability[test]), np.isin(probability[test], (0, 1)), kind[test])
+    return rounded({k: v for k, v in found.items() if k not in ("balanced", "calibration_gap")})
+
+
+def halved(images) -> np.ndarray:
+    """Means over 2 x 2 pixels, (N, H, W) -> (N, H / 2, W / 2) uint8."""
+    N, H, W = images.shape
+    return images.reshape(N, H // 2, 2, W // 2, 2).mean((2, 4)).round().astype(np.uint8)
+
+
+@functools.cache
+def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ELPV data set at half its size: images (2624, 150, 150) uint8, defect probabilities, kinds."""
+    try:
+        from elpv_dataset.utils import load_dataset
+    except ImportError:
+        sys.exit("solar: elpv-dataset is not installed; run: pip install 'loupe-core[solar]'")
+    images, probability, kind = load_dataset()
+    return halved(images), probability, kind
+
+
+def solar(net: str, arm: str, by: str, seed: int):
+    """One row: net "swin_micro" or "lite0", or "darkness" (no training)."""
+    cells = load_cells()
+    if net == "darkness":
+        return darkness_alone(cells, by), None
+    return train_on_cells(cells, build(net, arm, seed), recipe_of(net, arm, seed), by)
+
+
+GRIDS = {"solar": (solar, [dict(net="darkness", arm="bare", by=by, seed=0) for by in ("cell", "block")] + [
+    dict(net=net, arm=arm, by=by, seed=seed) for seed in range(5) for net, arm, by in (
+        ("swin_micro", "bare", "cell"), ("swin_micro", "loupe", "cell"), ("swin_micro", "constant", "cell"),
+        ("swin_micro", "lambda 0", "cell"), ("lite0", "bare", "cell"), ("lite0", "loupe", "cell"),
+        ("swin_micro", "bare", "block"), ("swin_micro", "loupe", "block"))])}
