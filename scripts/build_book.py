@@ -29,6 +29,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import ledger
 import nbformat
 import papermill
 import psutil
@@ -36,6 +37,8 @@ import web_assets
 import yaml
 from mend_pages import mend
 from sphinx_external_toc.parsing import parse_toc_yaml
+
+from loupe_core.errors import LoupeError
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -227,6 +230,7 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     before, rest = status.read_text().split("<!-- status -->\n")
     table = status_table(rows or [(name, "not run in this build", "") for name in chapters()], ran=bool(rows))
     status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
+    write_ledger(source / "ledger.md")
     config = source.with_name("config.yml")
     config.write_text(yaml.safe_dump(configuration(source)))
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]
@@ -235,6 +239,18 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
         raise BuildError("the pages have the warnings above; mend them all")
     mend(html)
     return html
+
+
+def write_ledger(page: Path) -> None:
+    """Puts the claims, verdicts and numbers between the page's two marks, where there is such a page."""
+    if not page.is_file():
+        return
+    try:
+        table = ledger.page()
+    except (ledger.LedgerError, LoupeError) as error:
+        raise BuildError(str(error)) from error
+    before, rest = page.read_text().split("<!-- ledger -->\n")
+    page.write_text(before + table + rest.split("<!-- /ledger -->\n")[1])
 
 
 def configuration(source: Path) -> dict:

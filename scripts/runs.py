@@ -20,6 +20,7 @@ from loupe_core.scorecard import rank_of_part
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
+KEPT = ROOT / "data" / "runs"  # weights of `trained`
 SMALL = species_of(5)  # the small profile's 20 species
 
 
@@ -143,7 +144,7 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     Trained once: data/runs keeps its weights for all grids that measure it. Remove that folder to train again.
     """
     sets = fieldguide_sets(SMALL, seed, 30, 20)
-    kept = ROOT / "data" / "runs" / f"{arm}-{seed}.pt"
+    kept = KEPT / f"{arm}-{seed}.pt"
     model = build(arm, seed)
     if kept.exists():
         stored = torch.load(kept, weights_only=True)
