@@ -1,4 +1,4 @@
-"""The command line: ``loupe train | evaluate | explain | export | fieldguide``.
+"""The command line: ``loupe train | evaluate | explain | audit | export | fieldguide``.
 
 Every command says in one line what is wrong with its input, and then exits with code 2.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from loupe_core.audit import conclusion, gate_effect, table
 from loupe_core.datasets import open_set
 from loupe_core.download import download_cub
 from loupe_core.errors import LoupeError
@@ -90,6 +91,23 @@ def explain(args) -> None:
     print(f"overlay: {args.output}")
 
 
+def audit(args) -> None:
+    model = LoupeModel.from_pretrained(args.checkpoint)
+    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False))
+    if model.class_names and data.class_names != model.class_names:
+        raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
+                         f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
+    if args.images < 1:
+        raise LoupeError(f"--images {args.images}: expected 1 or more")
+    chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
+    samples = [data[i] for i in chosen]
+    effects = gate_effect(model, torch.stack([sample.image for sample in samples]),
+                          torch.tensor([sample.label for sample in samples]), site=args.site, seed=args.seed)
+    print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask")
+    print(table(effects))
+    print(conclusion(effects))
+
+
 def export(args) -> None:
     export_onnx(LoupeModel.from_pretrained(args.checkpoint).eval(), args.output)
     print(f"ONNX: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
@@ -151,6 +169,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", required=True, help="folder that save_pretrained wrote, or owner/name on the hub")
     p.add_argument("--output", type=Path, default=Path("loupe.png"), help="image file to write")
     p.add_argument("--alpha", type=float, default=0.5, help="weight of the colour, 0 to 1")
+
+    p = command(audit, "How much of the mask reaches the logits and the accuracy: other masks in its place.")
+    p.add_argument("checkpoint", help="folder that save_pretrained wrote, or owner/name on the hub")
+    p.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    p.add_argument("--split", choices=("train", "val", "test"), default="test", help="which split")
+    p.add_argument("--site", help="whose gate, where the model has several")
+    p.add_argument("--images", type=int, default=400, help="at most so many, evenly spread over the split")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffled mask")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
     p.add_argument("--checkpoint", required=True, help="folder that save_pretrained wrote, or owner/name on the hub")

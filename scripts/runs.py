@@ -122,8 +122,9 @@ ARMS = {
 MORE_ARMS = {
     "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),
     "lion 1e-4": dict(recipe=dict(lr=1e-4)),
-    "lite0": dict(backbone=lite0, model=dict(img_size=112), recipe=dict(
-        optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=6, freeze_batchnorm=True)),
+    **{name: dict(backbone=lite0, model=dict(img_size=112, form=form), recipe=dict(
+        optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=epochs, freeze_batchnorm=True))
+       for name, form, epochs in (("lite0", "multiply", 6), ("lite0, residual", "residual", 8))},
 }
 
 

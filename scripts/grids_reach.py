@@ -1,0 +1,144 @@
+"""Chapter 07's runs: how much of a mask reaches the classifier, at the start and after training."""
+
+from functools import cache
+
+import timm
+import torch
+from runs import ARMS, MORE_ARMS, SMALL, fieldguide_sets, images_of, lite0, trained
+from torch.nn.functional import interpolate
+from torch.utils.data import Subset
+
+from loupe_core import LoupeModel, transforms_for
+from loupe_core.audit import ROWS, TINY, blocks, gate_effect, next_norm, replace_mask
+from loupe_core.gate import FORMS
+from loupe_core.results import answers
+
+OTHERS = ROWS[1:]
+# name -> (the backbone, its side in pixels)
+BACKBONES = {
+    "swin_micro": (lambda: timm.create_model("swin_micro", pretrained=True), 112),
+    "swin_micro, random weights": (lambda: timm.create_model("swin_micro"), 112),
+    "Swin-Tiny, random weights": (lambda: timm.create_model("swin_tiny_patch4_window7_224"), 224),
+    "lite0": (lite0, 112),
+    "lite0, random weights": (lambda: timm.create_model("tf_efficientnet_lite0"), 112),
+}
+# name -> a mask of the shape of m, drawn with g
+MASKS = {
+    **{f"uniform {c:g}": lambda m, g, c=c: torch.full_like(m, c) for c in (0.5, 0.1, 0.01)},
+    "random per block": lambda m, g: torch.rand(
+        *m.shape[:2], -(-m.shape[2] // 2), -(-m.shape[3] // 2), generator=g
+    ).repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :m.shape[2], :m.shape[3]],
+    "smooth": lambda m, g: interpolate(torch.rand(*m.shape[:2], 4, 4, generator=g), m.shape[2:], mode="bilinear"),
+    "iid": lambda m, g: torch.rand(m.shape, generator=g),
+}
+
+
+@cache
+def birds(config: tuple, every: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every so manieth of the small profile's 400 test images, and their labels."""
+    test = fieldguide_sets(SMALL, 0, 30, 20)("test", transforms_for(dict(config), train=False))
+    return images_of(Subset(test, range(0, len(test), every)))
+
+
+def columns(effects) -> dict:
+    """Means over the images: `X_moved` of the logits with X in the mask's place, `X_eps0` without the next LayerNorm's
+    eps, `X_kl` in nats, `X_changed` the share of answers; empty where there is nothing to measure."""
+    row = dict(own_eps0=_mean(effects, "own, eps 0", "moved"))
+    for name in OTHERS:
+        row |= {f"{name}_{what}": _mean(effects, name, what) for what in ("moved", "kl", "changed")}
+        row[f"{name}_eps0"] = _mean(effects, f"{name}, eps 0", "moved")
+    return row
+
+
+def _mean(effects, name: str, what: str):
+    return round(float(getattr(effects[name], what).mean()), 7) if name in effects else ""
+
+
+UNTRAINED = {f"{name}_{what}": "" for what in ("accuracy", "right") for name in ROWS} | dict(
+    training_accuracy="", mask_mean="", mask_sd="", mask_within="")
+
+
+@torch.no_grad()
+def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
+    """A new gate, or a mask of our own in its place, in a backbone with a new head.
+
+    bare_moved, bare_eps0: what that does to the bare backbone's logits, and what it does without eps.
+    """
+    make, side = BACKBONES[arm]
+    torch.manual_seed(seed)
+    model = LoupeModel(make(), len(SMALL), site=site, form=form, img_size=side).eval()
+    gate = model.gates[site.replace(".", "_")]
+    images, _ = birds(tuple(model.data_config.items()), 80 if side > 112 else 20)
+    change = lambda m: m  # noqa: E731
+    if mask != "new gate":
+        change = lambda m: MASKS[mask](m, torch.Generator().manual_seed(seed))  # noqa: E731
+    norm, bare = next_norm(model, gate, images[:1]), {}
+    effects = gate_effect(model, images, seed=seed) if mask == "new gate" else {}
+    with replace_mask(gate, change):
+        gated = model(images)
+        if norm is not None:
+            eps, norm.eps = norm.eps, TINY
+            gated_too = model(images)
+    backbone = model.eject()
+    if norm is not None:
+        without = backbone(images)
+        norm.eps = eps
+        bare["bare_eps0"] = _moved(gated_too, without)
+    return dict(images=len(images), bare_moved=_moved(gated, backbone(images)),
+                bare_eps0=bare.get("bare_eps0", "")) | columns(effects) | UNTRAINED
+
+
+def _moved(logits, reference) -> float:
+    return round(float(((logits - reference).norm(dim=1) / reference.norm(dim=1)).mean()), 7)
+
+
+def after_training(arm: str, noise: float, seed: int) -> dict:
+    """Other masks in the place of a trained gate's, on the 400 test images, or on those with noise added.
+
+    noise: its deviation, where the images' own is about 0.5. mask_within: share of the mask's variance (in an image)
+    that lies within 2 x 2 blocks. X_right: which images are named right, see `results.answers`.
+    """
+    model, outcome, test = trained(arm, seed)
+    images, labels = birds(tuple(model.data_config.items()), 1)
+    images = images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    without_eps = gate_effect(model, images[::10], only=[f"{name}, eps 0" for name in ROWS])  # 40 tell as much as 400
+    effects = without_eps | gate_effect(model, images, labels, seed=seed, only=ROWS)
+    with torch.no_grad():
+        seen = torch.cat([model(part, return_mask=True)[1] for part in images.split(100)])
+    variance = seen.var((1, 2, 3), correction=0)
+    inside = (seen - blocks(seen)).var((1, 2, 3), correction=0)
+    share = (inside / variance)[variance > 1e-12].mean() if (variance > 1e-12).any() else torch.tensor(0.0)
+    row = dict(images=len(images), bare_moved="", bare_eps0="") | columns(effects)
+    row |= {f"{name}_accuracy": round(float(effects[name].right.mean()), 4) for name in ROWS}
+    row |= {f"{name}_right": answers(effects[name].right) for name in ROWS}
+    return row | dict(training_accuracy=outcome["accuracy"], mask_mean=round(float(seen.mean()), 5),
+                      mask_sd=round(float(variance.sqrt().mean()), 5), mask_within=round(float(share), 4))
+
+
+def reach(state: str, arm: str, site: str, form: str, mask: str, seed: int) -> tuple[dict, None]:
+    if state == "start":
+        return at_the_start(arm, site, form, mask, seed), None
+    return after_training(arm, 0.6 if state == "noise" else 0.0, seed), None
+
+
+def new(arm: str, site: str, form: str, mask: str) -> list[dict]:
+    return [dict(state="start", arm=arm, site=site, form=form, mask=mask, seed=seed) for seed in range(3)]
+
+
+def old(arm: str, seed: int, state: str = "trained") -> dict:
+    model = (ARMS | MORE_ARMS)[arm].get("model", {})
+    return dict(state=state, arm=arm, site=model.get("site", "stage2"), form=model.get("form", "multiply"),
+                mask="its own", seed=seed)
+
+
+SITES = ("stage1", "stage2", "stage3.inside", "stage3", "stage4")
+START = [row for site in SITES for form in FORMS for row in new("swin_micro", site, form, "new gate")]
+START += [row for site in SITES for mask in MASKS for row in new("swin_micro", site, "multiply", mask)]
+START += [row for arm in list(BACKBONES)[1:] for mask in ("new gate", *MASKS)
+          for row in new(arm, "stage2", "multiply", mask) if (arm[:9], mask) != ("Swin-Tiny", "new gate")]
+# Five seeds for what the chapter claims something about, two or three for what it only shows.
+SEEDS = {"loupe": 5, "lambda 0": 5, "lambda 5": 5, "lion 1e-4": 3, "lion 1e-5": 2, "lite0": 1, "lite0, residual": 2, "stage3.inside": 5,
+         "residual": 5, "stage1": 3, "stage3": 3, "stage4": 3, "mix": 3, "reduction 4": 3}
+TESTED = [old(arm, seed) for seed in range(5) for arm in SEEDS if seed < SEEDS[arm]]
+TESTED += [old(arm, seed, "noise") for seed in range(5) for arm in ("loupe", "lambda 0")]
+GRIDS = {"reach": (reach, START + TESTED)}
