@@ -38,22 +38,39 @@ def looks(model, test) -> dict:
 def alike(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation over the cells of an image of two sets of masks (N, h, w), mean over images; nan where a mask is
     even."""
-    x, y = (rankdata(masks.reshape(len(masks), -1), axis=1) for masks in (a, b))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    return correlation(*(rankdata(masks.reshape(len(masks), -1), axis=1).reshape(masks.shape) for masks in (a, b)))
+
+
+def describe(masks: np.ndarray) -> dict:
+    """What masks (N, h, w) look like: mean over them.
+
+    sd: within an image; entropy: of the mask as a distribution over cells, 1 where it is even; low: share of cells
+    below 0.01; smooth: correlation of a cell with the next one in its row, 0 for independent cells, without the outer
+    ring of cells, where the convolution's zero padding shows; ring: mean of that ring over the mean of the rest.
+    """
+    p = masks.reshape(len(masks), -1).astype(float)
+    p = p / p.sum(1, keepdims=True)
+    entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(1) / np.log(p.shape[1])
+    inside = masks[:, 1:-1, 1:-1]
+    rest = inside.mean((1, 2))
+    ring = (masks.sum((1, 2)) - inside.sum((1, 2))) / (masks[0].size - inside[0].size)
+    return dict(mean=masks.mean(), sd=masks.std((1, 2)).mean(), entropy=entropy.mean(), low=(masks < 0.01).mean(),
+                smooth=correlation(inside[:, :, :-1], inside[:, :, 1:]), ring=np.mean(ring / rest))
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's, over the cells of an image, mean over images (N, h, w); nan where one is even."""
+    x, y = (part.reshape(len(part), -1) - part.mean((1, 2))[:, None] for part in (a, b))
     below = np.sqrt((x**2).sum(1) * (y**2).sum(1))
     return float(np.mean(np.divide((x * y).sum(1), below, out=np.full(len(x), np.nan), where=below > 0)))
 
 
-def describe(masks: np.ndarray) -> dict:
-    """mean; sd within an image; entropy of the mask as a distribution over cells, 1 where it is even; low: share of
-    cells below 0.01; smooth: correlation of a cell with the next one in its row, 0 for independent cells."""
-    p = masks.reshape(len(masks), -1).astype(float)
-    p = p / p.sum(1, keepdims=True)
-    entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(1) / np.log(p.shape[1])
-    left, right = (part.reshape(len(masks), -1) for part in (masks[:, :, :-1], masks[:, :, 1:]))
-    smooth = [np.corrcoef(a, b)[0, 1] if a.std() and b.std() else np.nan for a, b in zip(left, right)]
-    return dict(mean=masks.mean(), sd=masks.std((1, 2)).mean(), entropy=entropy.mean(), low=(masks < 0.01).mean(),
-                smooth=np.mean(smooth))
+def cover(geometry, bird: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """1 for cells of the mask whose centre lies on the bird, else 0."""
+    rows, columns = np.indices(shape)
+    centres = (np.stack([columns, rows], -1) + 0.5) * np.array(geometry.input_size)[::-1] / shape[::-1]
+    px = geometry.to_original(centres).astype(int)
+    return bird[px[..., 1], px[..., 0]].astype(float)
 
 
 class Watched(Trainer):
@@ -79,7 +96,7 @@ class Watched(Trainer):
         self.model.eval()
         with torch.no_grad():
             logits, masks = self.model(images, return_mask=True)
-        terms = gradient_terms(self.model, images[::3], labels[::3], self.recipe.lam)
+        terms = gradient_terms(self.model, images[::5], labels[::5], self.recipe.lam)
         self.model.train(training)
         found = dict(masks=masks[:, 0].float().numpy(), right=float((logits.argmax(1) == labels).float().mean()),
                      **{f"grad_{name}": value for name, value in shares(terms).items()})
@@ -97,6 +114,7 @@ def watched(arm: str, seed: int) -> dict[int, dict]:
     val, test = (sets(split, transforms_for(model.data_config, train=False)) for split in ("val", "test"))
     chosen = range(0, len(test), len(test) // BIRDS)
     birds, surfaces = images_of(Subset(test, chosen)), [(test[i].geometry, test.segmentation(i)) for i in chosen]
+    covers = np.stack([cover(*surface, (14, 14)) for surface in surfaces])
     trainer = Watched(model, train, val, recipe, progress=False, birds=birds)
     trainer.fit()
     assert tuple(trainer.moments) == MOMENTS, tuple(trainer.moments)
@@ -112,7 +130,8 @@ def watched(arm: str, seed: int) -> dict[int, dict]:
         row["other_bird"] = alike(masks, np.roll(last, BIRDS // 2, 0))  # the control: the last mask of another bird
         row["on_bird"] = np.mean([bird[int(y), int(x)] for (geometry, bird), mask in zip(surfaces, masks)
                                   for x, y in [peak(mask, geometry)]])
-        row["bird_share"] = np.mean([bird.mean() for _, bird in surfaces])  # what a random peak would hit
+        row["shape"] = correlation(masks, covers)  # with the bird's outline
+        row["bird_share"] = covers.mean()  # what a random peak would hit
         losses = trainer.losses[begun:step]
         row["loss"] = np.mean(losses) if losses else np.nan
         # the largest loss of a step over the median of the nine before it, this epoch
