@@ -1,0 +1,69 @@
+"""Chapter 13's runs: how well masks and other maps point, and whether answers hang on what they show."""
+
+import os
+from functools import lru_cache
+
+import numpy as np
+from grids_first import photographs
+from runs import trained
+
+from loupe_core import CUB200, Trainer, transforms_for
+from loupe_core.results import answers
+from loupe_core.scorecard import CURVES, LAYERS, NULLS, PLACES, scenes_of, score
+
+LITE0 = dict(head="backbone.classifier", last_stage="backbone.blocks.6", all="")
+OPTIONS = {"integrated_gradients": dict(steps=20)}
+
+
+COLUMNS = [*PLACES, *(f"{name}_{null}" for null in NULLS for name in PLACES),
+           *(f"{name}_{base}{null}" for null in ("", "_another") for base in ("blur", "mean") for name in CURVES),
+           *(f"like_{name}" for name in (*LAYERS, "another"))]
+
+
+def columns(values: dict) -> dict:
+    """Of each score the mean over the images; the images whose peak is a hit, on the bird and at the telling part."""
+    def mean(v):
+        return "" if np.isnan(v).all() else round(float(np.nanmean(v)), 4)
+
+    row = {name: mean(values.get(name, np.array(np.nan))) for name in COLUMNS}
+    return row | dict(hits=answers(values["pointing"] == 1), hits_telling=answers(values["telling"] == 1))
+
+
+def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
+    """The scorecard of a method in a trained network of the small profile: 100 test birds, five of each species; 30 of
+    them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`."""
+    model, outcome, test = trained(arm, seed)
+    guess = method in ("centre", "outline")  # the same maps for any network: nulls and forgetting say nothing of them
+    values = score(model, scenes_of(test, range(0, len(test), 4)), method, nulls=() if guess else NULLS, draws=2,
+                   curves=30, baselines=("blur", "mean") if arm == "loupe" else ("blur",),
+                   randomised=0 if guess else 12, seed=seed, **OPTIONS.get(method, {}))
+    return dict(accuracy=outcome["accuracy"], images=100) | columns(values), None
+
+
+@lru_cache(maxsize=1)
+def photographs_net(seed: int):
+    return photographs("loupe", seed)
+
+
+def scorecard_photographs(method: str, seed: int) -> tuple[dict, Trainer]:
+    """The scorecard on real photographs (see `photographs`): every third test photograph, the box as the object."""
+    outcome, trainer = photographs_net(seed)
+    model = trainer.model.cpu().float()
+    test = CUB200(os.environ["LOUPE_CUB_ROOT"], "test", val_fraction=0, classes=model.class_names,
+                  transform=transforms_for(model.data_config, train=False))
+    scenes = scenes_of(test, range(0, len(test), 3))
+    guess = method in ("centre", "outline")
+    values = score(model, scenes, method, nulls=() if guess else NULLS, draws=1, curves=20, baselines=("blur",),
+                   randomised=0 if guess else 12, layers=LITE0, seed=seed, **OPTIONS.get(method, {}))
+    return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), trainer
+
+
+METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
+MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which the mask alone is scored
+GRIDS = {
+    "scorecard": (scorecard, [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
+        ("loupe", METHODS), ("bare", ("rollout",)), *((arm, ("mask",)) for arm in MASKS))
+        for method in methods]),
+    "scorecard_photographs": (scorecard_photographs, [
+        dict(method=method, seed=0) for method in METHODS if method != "rollout"]),
+}
