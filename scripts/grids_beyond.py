@@ -194,9 +194,9 @@ def build(net: str, arm: str, seed: int) -> LoupeModel:
 
 
 def recipe_of(net: str, arm: str, seed: int) -> Recipe:
-    common = dict(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=3, crop_min=0.8)
+    common = dict(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=4, crop_min=0.8)
     if net == "lite0":
-        common |= dict(optimizer="adamw", lr=1e-3, backbone_lr=0.3, freeze_batchnorm=True)
+        common |= dict(optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=3, freeze_batchnorm=True)
     return Recipe.small(**common)
 
 
@@ -299,4 +299,5 @@ CHOICES = [dict(net="darkness", arm="none", by="block", seed=0)]
 CHOICES += [dict(net="neighbours", arm="none", by=by, seed=seed) for seed in range(10) for by in ("cell", "block")]
 CHOICES += [dict(net="swin_micro", arm=arm, by="block", seed=seed) for seed in range(3)
             for arm in ("bare", "loupe", "constant", "lambda 0")]
+CHOICES += [dict(net="lite0", arm=arm, by="block", seed=seed) for seed in range(3) for arm in ("bare", "loupe")]
 GRIDS = {"solar": (solar, CHOICES)}
