@@ -2,6 +2,7 @@
 
 import csv
 import time
+from functools import lru_cache
 
 import numpy as np
 import timm
@@ -88,37 +89,42 @@ def remedies(arm: str, lr: str, seed: int) -> tuple[dict, Trainer]:
     return dict(rate=rate) | row, trainer
 
 
+@lru_cache(1)
+def opened(arm: str, seed: int) -> tuple:
+    """A trained model, its test set with images and labels, its logits, and the masks (N, h, w) of each gate."""
+    model, _, test = trained(arm, seed)
+    images, labels = images_of(test)
+    masks = {name: [] for name in model.gates}
+    hooks = [gate.loupe.register_forward_hook(lambda module, inputs, mask, name=name: masks[name].extend(mask[:, 0]))
+             for name, gate in model.gates.items()]
+    with torch.no_grad():
+        logits = torch.cat([model(batch) for batch in images.split(100)])
+    for hook in hooks:
+        hook.remove()
+    return model, test, images, labels, logits, {name: torch.stack(of) for name, of in masks.items()}
+
+
 @torch.no_grad()
 def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
     """Trained gates, one at a time or all with the mask replaced by its own mean in each image.
 
     moved: length of the logits' change over that of the logits, mean over images. The mask's looks are of `levelled`.
     """
-    model, _, test = trained(arm, seed)
-    images, labels = images_of(test)
-
-    def logits(names) -> torch.Tensor:
-        hooks = [model.gates[name].loupe.register_forward_hook(
-            lambda module, inputs, mask: mask.mean((2, 3), keepdim=True).expand_as(mask)) for name in names]
-        out = torch.cat([model(batch) for batch in images.split(100)])
-        for hook in hooks:
-            hook.remove()
-        return out
-
+    model, test, images, labels, before, masks = opened(arm, seed)
     names = dict(nothing=[], all=list(model.gates)).get(levelled, [levelled])
-    before, after = logits([]), logits(names)
+    hooks = [model.gates[name].loupe.register_forward_hook(
+        lambda module, inputs, mask: mask.mean((2, 3), keepdim=True).expand_as(mask)) for name in names]
+    after = torch.cat([model(batch) for batch in images.split(100)]) if names else before
+    for hook in hooks:
+        hook.remove()
     right = (after.argmax(1) == labels).numpy()
     looks = dict(mask_mean="", mask_sd="", on_bird="")
     if len(names) == 1:
-        masks = []
-        hook = model.gates[names[0]].loupe.register_forward_hook(lambda module, inputs, mask: masks.extend(mask[:, 0]))
-        logits([])
-        hook.remove()
-        M = torch.stack(masks)
+        M = masks[names[0]]
         looks = dict(mask_mean=round(M.mean().item(), 4), mask_sd=round(M.std((1, 2)).mean().item(), 4),
-                     on_bird=part_ranks([mask.numpy() for mask in masks], test)["on_bird"])
+                     on_bird=part_ranks(list(M.numpy()), test)["on_bird"])
     moved = ((after - before).norm(dim=1) / before.norm(dim=1)).mean().item()
-    return dict(accuracy=round(float(right.mean()), 4), moved=round(moved, 5), **looks, right=answers(right)), None
+    return dict(accuracy=round(float(right.mean()), 4), moved=round(moved, 4), **looks, right=answers(right)), None
 
 
 GRIDS = {
@@ -126,7 +132,7 @@ GRIDS = {
                   for arm in ("bare", "loupe") if arm == "bare" or change in ("as it is", "label smoothing")]),
     "remedies": (remedies, [dict(arm=arm, lr=lr, seed=0) for lr in RATES for arm in REMEDIES]
                  + [dict(arm=arm, lr="chosen", seed=seed) for seed in range(1, 3) for arm in REMEDIES]),
-    "scales": (scales, [dict(arm=arm, levelled=levelled, seed=seed) for seed in range(5) for arm, levels in (
+    "scales": (scales, [dict(arm=arm, levelled=levelled, seed=seed) for seed in range(3) for arm, levels in (
         ("loupe", ("nothing", "stage2")), ("multi-scale", ("nothing", "stage1", "stage2", "stage3", "all")))
         for levelled in levels]),
 }
