@@ -181,5 +181,5 @@ def rows(arms, seeds=range(5)) -> list[dict]:
     return [dict(arm=arm, seed=seed) for seed in seeds for arm in arms]
 
 
-GRIDS = {"robustness": (robustness, rows(ARMS)), "robustness_checks": (robustness_checks, rows(("bare", "loupe"), range(3))),
-         "context": (context, rows(ARMS))}
+GRIDS = {"robustness": (robustness, rows(ARMS)), "context": (context, rows(ARMS)),
+         "robustness_checks": (robustness_checks, rows(("bare", "loupe"), range(3)))}
