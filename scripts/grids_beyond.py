@@ -164,14 +164,15 @@ def measures(scores, labels, certain, kind) -> dict:
     bins = np.minimum((scores * 10).astype(int), 9)
     gaps = [abs(scores[bins == b].mean() - labels[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
     mono = kind == "mono"
-    return dict(balanced=(said[labels].mean() + (~said[~labels]).mean()) / 2, auc=auc(scores, labels),
+    return dict(images=len(labels), defective=int(labels.sum()),
+                balanced=(said[labels].mean() + (~said[~labels]).mean()) / 2, auc=auc(scores, labels),
                 auc_certain=auc(scores[certain], labels[certain]), auc_mono=auc(scores[mono], labels[mono]),
                 auc_poly=auc(scores[~mono], labels[~mono]),
                 sensitivity=(scores[labels] > np.quantile(scores[~labels], 0.95)).mean(), calibration_gap=sum(gaps))
 
 
-COLUMNS = dict.fromkeys("""accuracy mask_mean epochs right balanced auc auc_certain auc_mono auc_poly sensitivity
-calibration_gap mask_sd border near dark_defective dark_defective_other dark_sound dark_sound_other drop_top drop_other
+COLUMNS = dict.fromkeys("""images defective accuracy mask_mean epochs right balanced auc auc_certain auc_mono auc_poly
+sensitivity calibration_gap mask_sd border near dark_defective dark_defective_other dark_sound dark_sound_other drop_top drop_other
 drop_random drop_dark""".split(), "")
 
 
