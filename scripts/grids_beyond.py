@@ -171,9 +171,10 @@ def measures(scores, labels, certain, kind) -> dict:
                 sensitivity=(scores[labels] > np.quantile(scores[~labels], 0.95)).mean(), calibration_gap=sum(gaps))
 
 
-COLUMNS = dict.fromkeys("""images defective accuracy mask_mean epochs right balanced auc auc_certain auc_mono auc_poly
-sensitivity calibration_gap mask_sd border near dark_defective dark_defective_other dark_sound dark_sound_other drop_top drop_other
-drop_random drop_dark""".split(), "")
+COLUMNS = dict.fromkeys("""images defective accuracy mask_mean epochs right balanced auc auc_certain auc_mono
+auc_poly sensitivity calibration_gap mask_sd border near dark_defective
+dark_defective_other dark_sound dark_sound_other drop_top drop_other drop_random
+drop_dark""".split(), "")
 
 
 def rounded(outcome: dict) -> dict:
