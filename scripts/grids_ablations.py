@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from runs import ARMS, NO_RANKS, images_of, masks_of, part_ranks, trained
+from runs import NO_RANKS, images_of, masks_of, part_ranks, trained
 
 
 def closed_blocks(model, images: torch.Tensor) -> float:
@@ -33,8 +33,10 @@ def ablations(arm: str, seed: int) -> tuple[dict, None]:
     return outcome | looks | closed, None
 
 
-# Five seeds for what the chapters claim something about, three for what they only show.
-CLAIMED = ("bare", "loupe", "lambda 0", "lambda 5", "constant", "multi-scale", "residual", "stage3")
-SEEDS = {arm: 5 if arm in CLAIMED else 3 for arm in ARMS if not arm.startswith(("lion", "lite0"))}
-CHOICES = [dict(arm=arm, seed=seed) for seed in range(5) for arm in SEEDS if seed < SEEDS[arm]]
+# Five seeds for what the chapters claim something about, three for the rest. The arms that are not here stand in the
+# grids `lambda` and `sites`.
+CLAIMED = ("bare", "loupe", "lambda 0", "lambda 5", "constant")
+SHOWN = ("l2", "sum", "stage3", "stage3.inside", "multi-scale", "reduction 4", "reduction 8", "shuffled", "random",
+         "centre", "cbam", "residual")
+CHOICES = [dict(arm=arm, seed=seed) for seed in range(5) for arm in (*CLAIMED, *SHOWN) if seed < 3 or arm in CLAIMED]
 GRIDS = {"ablations": (ablations, CHOICES)}
