@@ -58,9 +58,10 @@ UNTRAINED = {f"{name}_{what}": "" for what in ("accuracy", "right") for name in 
     training_accuracy="", mask_mean="", mask_sd="", mask_within="")
 
 
+@cache
 @torch.no_grad()
-def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
-    """A new gate, or a mask of our own in its place, in a backbone with a new head.
+def at_the_start(arm: str, site: str, form: str, masks: tuple[str, ...], seed: int) -> dict[str, dict]:
+    """A new gate, or masks of our own in its place, in a backbone with a new head: a row for each.
 
     bare_moved, bare_eps0: what that does to the bare backbone's logits, and what it does without eps.
     """
@@ -69,24 +70,35 @@ def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
     model = LoupeModel(make(), len(SMALL), site=site, form=form, img_size=side).eval()
     gate = model.gates[site.replace(".", "_")]
     images, _ = birds(tuple(model.data_config.items()), 80 if side > 112 else 20)
-    change = lambda m: m  # noqa: E731
-    if mask != "new gate":
-        change = lambda m: MASKS[mask](m, torch.Generator().manual_seed(seed))  # noqa: E731
-    norm, bare = next_norm(model, gate, images[:1]), {}
-    parts = ("mean", "blocks", "within", "own, eps 0")
-    effects = gate_effect(model, images, only=parts) if mask == "new gate" else {}
-    with replace_mask(gate, change):
-        gated = model(images)
-        if norm is not None:
-            eps, norm.eps = norm.eps, TINY
-            gated_too = model(images)
-    backbone = model.eject()
-    if norm is not None:
-        without = backbone(images)
+    norm, rows = next_norm(model, gate, images[:1]), {}
+    eps = norm and norm.eps
+
+    def logits():
+        """With eps, and without it where there is one."""
+        with_eps = model(images)
+        if norm is None:
+            return [with_eps]
+        norm.eps = TINY
+        without = model(images)
         norm.eps = eps
-        bare["bare_eps0"] = _moved(gated_too, without)
-    return dict(images=len(images), bare_moved=_moved(gated, backbone(images)),
-                bare_eps0=bare.get("bare_eps0", "")) | columns(effects) | UNTRAINED
+        return [with_eps, without]
+
+    gated = {}
+    for mask in masks:
+        rows[mask] = columns({})
+        if mask == "new gate":
+            rows[mask] = columns(gate_effect(model, images, only=("mean", "blocks", "within", "own, eps 0")))
+            gated[mask] = logits()
+            continue
+        draws = torch.Generator().manual_seed(seed)
+        with replace_mask(gate, lambda m, mask=mask, draws=draws: MASKS[mask](m, draws.manual_seed(seed))):
+            gated[mask] = logits()
+    model.eject()
+    bare = logits()
+    for mask in masks:
+        moved = [_moved(a, b) for a, b in zip(gated[mask], bare)]
+        rows[mask] |= UNTRAINED | dict(images=len(images), bare_moved=moved[0], bare_eps0=moved[1] if norm else "")
+    return rows
 
 
 def _moved(logits, reference) -> float:
@@ -122,9 +134,15 @@ def after_training(arm: str, noise: float, names: tuple[str, ...], seed: int) ->
 
 def reach(state: str, arm: str, site: str, form: str, mask: str, seed: int) -> tuple[dict, None]:
     if state == "start":
-        return at_the_start(arm, site, form, mask, seed), None
+        masks = ("new gate",) if mask == "new gate" else tuple(MASKS)  # masks of our own share the bare passes
+        row = at_the_start(arm, site, form, masks, seed)[mask]
+        return {name: row[name] for name in COLUMNS}, None
     names = OTHERS if state == "trained" and arm in MAIN else ("mean", "blocks", "within")
-    return after_training(arm, 0.6 if state == "noise" else 0.0, names, seed), None
+    row = after_training(arm, 0.6 if state == "noise" else 0.0, names, seed)
+    return {name: row[name] for name in COLUMNS}, None
+
+
+COLUMNS = ("images", "bare_moved", "bare_eps0", *columns({}), *UNTRAINED)
 
 
 def new(arm: str, site: str, form: str, mask: str) -> list[dict]:
