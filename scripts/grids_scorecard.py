@@ -34,9 +34,10 @@ def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
     them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`."""
     model, outcome, test = trained(arm, seed)
     guess = method in ("centre", "outline")  # the same maps for any network: nulls and forgetting say nothing of them
+    twice = arm == "loupe" and method in ("mask", "centre")  # whether the baseline matters
     values = score(model, scenes_of(test, range(0, len(test), 4)), method, nulls=() if guess else NULLS, draws=2,
-                   curves=30, baselines=("blur", "mean") if arm == "loupe" else ("blur",),
-                   randomised=0 if guess else 12, seed=seed, **OPTIONS.get(method, {}))
+                   curves=30, baselines=("blur", "mean") if twice else ("blur",), randomised=0 if guess else 12,
+                   seed=seed, **OPTIONS.get(method, {}))
     return dict(accuracy=outcome["accuracy"], images=100) | columns(values), None
 
 
