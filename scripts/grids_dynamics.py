@@ -166,7 +166,7 @@ WATCHES = [("loupe", seed) for seed in range(3)] + [(arm, seed) for seed in rang
 PAIRS = [(seed, other) for other in range(5) for seed in range(other)]
 ASKED = ("frozen", "detached", "shuffled")
 GRIDS = {
-    "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("even",), ("blocks",), ("none",))
+    "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("blocks",), ("even",), ("none",))
                           for seed in range(5) for kind in kinds]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, seed in WATCHES for step in MOMENTS]),
     "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in WATCHED]),
