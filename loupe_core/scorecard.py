@@ -302,8 +302,8 @@ def score(model: nn.Module, scenes: list[Scene], method="mask", *, nulls=NULLS, 
     Signed maps count by their absolute values. What is explained is the predicted class.
 
     Args:
-        method: of `explain`; or "centre", `centre_prior`; or "outline", the object itself, the most that a map can
-            score; or maps (N, h, w).
+        method: of `explain`; or "centre", `centre_prior`; or "outline", the object itself on the grid; or maps
+            (N, h, w).
         nulls: kinds of `null_maps`. draws: how many of each, for `place`; their scores are averaged.
         curves: the number of scenes for `faithful`, evenly chosen. baselines, steps: its own. Of the nulls the first
             alone is scored, once.
