@@ -6,16 +6,14 @@ import sys
 import numpy as np
 import torch
 from PIL import Image
-from runs import lite0, run
+from runs import run
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.stats import rankdata, spearmanr
 from torch.utils.data import Dataset
 
 from loupe_core import LoupeModel, Recipe
 from loupe_core.datasets import Sample
-from loupe_core.peers import control
 
-SIDE = 112  # px of the model input; masks have 14 x 14 cells of 8 x 8 px
 TOP = 20  # cells that are taken away: about a tenth
 BLOCK = 60  # neighbours in the order of the files that stay together; most modules have 36 to 72 cells
 
@@ -182,24 +180,15 @@ def rounded(outcome: dict) -> dict:
     return COLUMNS | {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in outcome.items()}
 
 
-def build(net: str, arm: str, seed: int) -> LoupeModel:
-    """A model of two classes for cells of SIDE px, before its training."""
+def build(arm: str, seed: int) -> LoupeModel:
+    """A model of two classes, before its training."""
     torch.manual_seed(seed)
-    choices = dict(num_classes=2, site=() if arm == "bare" else "stage2", data_config=dict(crop_pct=1.0))
-    if net == "lite0":  # its BatchNorm stays as it came, so the form that starts as the identity
-        return LoupeModel(lite0(), form="residual", img_size=SIDE, **choices)
-    model = LoupeModel(net, **choices)
-    if arm == "constant":
-        gate = model.gates["stage2"]
-        gate.loupe = control("constant", gate.site.channels)
-    return model
+    return LoupeModel("swin_micro", num_classes=2, site=() if arm == "bare" else "stage2",
+                      data_config=dict(crop_pct=1.0))  # the pictures hold nothing but the cell
 
 
-def recipe_of(net: str, arm: str, seed: int) -> Recipe:
-    common = dict(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=4, crop_min=0.8)
-    if net == "lite0":
-        common |= dict(optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=3, freeze_batchnorm=True)
-    return Recipe.small(**common)
+def recipe_of(arm: str, seed: int) -> Recipe:
+    return Recipe.small(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=3, crop_min=0.8)
 
 
 def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
@@ -229,9 +218,6 @@ def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
     if model.gates:
         masks = torch.cat([mask[:, 0] for _, mask in seen]).numpy()
         outcome |= dict(mask_sd=masks.std((1, 2)).mean(), border=np.mean([share_of_border(m) for m in masks]))
-        if masks.std((1, 2)).max() < 1e-6:  # the constant mask lies nowhere
-            masks = None
-    if masks is not None:
         outcome |= where_it_lies(masks, grey, labels, kind)
         outcome["masks"] = {name: np.round(masks[chosen].mean(0), 5).astype(float).round(5).tolist()
                             for name, chosen in (("defective", labels), ("sound", ~labels))}
@@ -284,7 +270,7 @@ def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def solar(net: str, arm: str, by: str, seed: int):
-    """One row: net "swin_micro" or "lite0"; or "darkness" and "neighbours", which train nothing.
+    """One row: net "swin_micro", or "darkness" and "neighbours", which train nothing.
 
     For these two the seed draws the split; trainings of all seeds share one.
     """
@@ -293,13 +279,12 @@ def solar(net: str, arm: str, by: str, seed: int):
         return darkness_alone(cells, by), None
     if net == "neighbours":
         return neighbours(cells, by, seed), None
-    return train_on_cells(cells, build(net, arm, seed), recipe_of(net, arm, seed), by)
+    return train_on_cells(cells, build(arm, seed), recipe_of(arm, seed), by)
 
 
 # Trained on the split by blocks, where fewer cells have a neighbour of their module on the other side.
 CHOICES = [dict(net="darkness", arm="none", by="block", seed=0)]
 CHOICES += [dict(net="neighbours", arm="none", by=by, seed=seed) for seed in range(10) for by in ("cell", "block")]
 CHOICES += [dict(net="swin_micro", arm=arm, by="block", seed=seed) for seed in range(3)
-            for arm in ("bare", "loupe", "constant", "lambda 0")]
-CHOICES += [dict(net="lite0", arm=arm, by="block", seed=seed) for seed in range(3) for arm in ("bare", "loupe")]
+            for arm in ("bare", "loupe", "lambda 0")]
 GRIDS = {"solar": (solar, CHOICES)}

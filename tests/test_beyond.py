@@ -112,7 +112,7 @@ def test_one_row_on_made_up_cells_needs_no_package(monkeypatch):
     assert list(found)[:len(beyond.COLUMNS)] == list(beyond.COLUMNS)
     assert all(-1 <= found[c] <= 1 for c in ("auc", "dark_defective", "dark_sound_other", "drop_top", "drop_dark"))
     assert np.shape(found["masks"]["sound"]) == (14, 14)
-    assert trainer.recipe.lam == 0.05 and beyond.recipe_of("swin_micro", "lambda 0", 0).lam == 0
+    assert trainer.recipe.lam == 0.05 and beyond.recipe_of("lambda 0", 0).lam == 0
 
 
 def test_the_package_as_it_is_installed():
