@@ -4,10 +4,12 @@ import os
 from functools import lru_cache
 
 import numpy as np
+import torch
 from grids_first import photographs
 from runs import trained
 
 from loupe_core import CUB200, Trainer, transforms_for
+from loupe_core.explain import explain
 from loupe_core.results import answers
 from loupe_core.scorecard import CURVES, LAYERS, NULLS, PLACES, scenes_of, score
 
@@ -31,14 +33,22 @@ def columns(values: dict) -> dict:
 
 def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
     """The scorecard of a method in a trained network of the small profile: 100 test birds, five of each species; 30 of
-    them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`."""
+    them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`.
+
+    "borrowed" is the mask that another network has of the same picture: the paper's gate trained with the next seed.
+    """
     model, outcome, test = trained(arm, seed)
-    guess = method in ("centre", "outline")  # the same maps for any network: nulls and forgetting say nothing of them
-    twice = arm == "loupe" and method in ("mask", "centre")  # whether the baseline matters
-    values = score(model, scenes_of(test, range(0, len(test), 4)), method, nulls=() if guess else NULLS, draws=2,
-                   curves=30, baselines=("blur", "mean") if twice else ("blur",), randomised=0 if guess else 12,
-                   seed=seed, **OPTIONS.get(method, {}))
-    return dict(accuracy=outcome["accuracy"], images=100) | columns(values), None
+    scenes = scenes_of(test, range(0, len(test), 4))
+    own = method not in ("centre", "outline", "borrowed")  # of the others, nulls and forgetting say nothing
+    twice = arm == "loupe" and method in ("mask", "centre", "borrowed")  # whether the baseline matters
+    maps = method
+    if method == "borrowed":
+        lender, _, _ = trained("loupe", (seed + 1) % 5)
+        maps = explain(lender, torch.stack([scene.sample.image for scene in scenes]), "mask")
+    values = score(model, scenes, maps, nulls=NULLS if own else (), draws=2, curves=30,
+                   baselines=("blur", "mean") if twice else ("blur",), randomised=12 if own else 0, seed=seed,
+                   **OPTIONS.get(method, {}))
+    return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), None
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +73,7 @@ METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "out
 MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which the mask alone is scored
 GRIDS = {
     "scorecard": (scorecard, [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
-        ("loupe", METHODS), ("bare", ("rollout",)), *((arm, ("mask",)) for arm in MASKS))
+        ("loupe", (*METHODS, "borrowed")), ("bare", ("rollout", "borrowed")), *((arm, ("mask",)) for arm in MASKS))
         for method in methods]),
     "scorecard_photographs": (scorecard_photographs, [
         dict(method=method, seed=0) for method in METHODS if method != "rollout"]),
