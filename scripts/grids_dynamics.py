@@ -1,6 +1,7 @@
 """Chapter 09's runs: a mask from step 0 on, how alike the masks of two seeds are, and trainings whose gradient takes
 another way."""
 
+from contextlib import suppress
 from functools import cache, lru_cache
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch.utils.data import Subset
 from loupe_core import Recipe, Trainer, peak, transforms_for
 from loupe_core.routing import gradient_terms, intervene, shares
 
-EPOCHS, STEPS = 12, 17  # of the small profile; steps an epoch
+STEPS = 17  # an epoch of the small profile
 EARLY = (0, 1, 2, 5, 10)  # steps that are measured within the first epoch
-MOMENTS = (*EARLY, *(STEPS * epoch for epoch in range(1, EPOCHS + 1)))
+WATCHED = {"loupe": 2}  # arm -> epochs that are watched
 BIRDS = 100  # every fourth test image: five of each species
 
 
@@ -73,12 +74,17 @@ def cover(geometry, bird: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return bird[px[..., 1], px[..., 0]].astype(float)
 
 
-class Watched(Trainer):
-    """A Trainer that looks at the model, in the same birds, at `MOMENTS`. It draws no random number of its own."""
+class Enough(Exception):
+    """All epochs that are to be watched have been."""
 
-    def __init__(self, *args, birds, **kwargs):
+
+class Watched(Trainer):
+    """A Trainer that looks at the model, in the same birds, in the `EARLY` steps and after every epoch, and stops after
+    some epochs of its recipe's. It draws no random number of its own, so it trains as any other."""
+
+    def __init__(self, *args, birds, epochs: int, **kwargs):
         super().__init__(*args, **kwargs)
-        self.birds, self.moments, self.losses = birds, {}, []
+        self.birds, self.watched_epochs, self.moments, self.losses = birds, epochs, {}, []
         self.loss.register_forward_hook(self.step)  # called in training only, before the step's update
 
     def step(self, module, inputs, terms):
@@ -89,6 +95,8 @@ class Watched(Trainer):
     def _end_epoch(self, model, row):
         super()._end_epoch(model, row)
         self.look()["val_accuracy"] = row["val_accuracy"]
+        if row["epoch"] == self.watched_epochs:
+            raise Enough
 
     def look(self) -> dict:
         images, labels = self.birds
@@ -106,19 +114,19 @@ class Watched(Trainer):
 
 @lru_cache(maxsize=1)
 def watched(arm: str, seed: int) -> dict[int, dict]:
-    """A whole training (no early stop), at each moment."""
+    """A training, at each moment. The last mask, to compare with, is that of the same training's best epoch."""
     model = build(arm, seed)
-    recipe = Recipe.small(seed=seed, patience=EPOCHS, **ARMS[arm].get("recipe", {}))
+    recipe = Recipe.small(seed=seed, patience=99, **ARMS[arm].get("recipe", {}))
     sets = fieldguide_sets(SMALL, seed, 30, 20)
     train = sets("train", transforms_for(model.data_config, **recipe.train_transform_options()))
     val, test = (sets(split, transforms_for(model.data_config, train=False)) for split in ("val", "test"))
     chosen = range(0, len(test), len(test) // BIRDS)
     birds, surfaces = images_of(Subset(test, chosen)), [(test[i].geometry, test.segmentation(i)) for i in chosen]
     covers = np.stack([cover(*surface, (14, 14)) for surface in surfaces])
-    trainer = Watched(model, train, val, recipe, progress=False, birds=birds)
-    trainer.fit()
-    assert tuple(trainer.moments) == MOMENTS, tuple(trainer.moments)
-    last, rows = trainer.moments[MOMENTS[-1]]["masks"], {}
+    trainer = Watched(model, train, val, recipe, progress=False, birds=birds, epochs=WATCHED[arm])
+    with suppress(Enough):
+        trainer.fit()
+    last, rows = np.stack(masks_of(trained(arm, seed)[0], Subset(test, chosen))), {}
     for step, found in trainer.moments.items():
         masks = found.pop("masks")
         begun = STEPS * ((step - 1) // STEPS) if step else 0  # the start of the epoch
@@ -161,13 +169,14 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
     return {k: round(v, 4) for k, v in outcome.items()} | provenance(), None
 
 
-WATCHED = ("loupe", "lambda 0", "lambda 5", "residual")
-WATCHES = [("loupe", seed) for seed in range(3)] + [(arm, seed) for seed in range(3) for arm in WATCHED[1:]]
-PAIRS = [(seed, other) for other in range(5) for seed in range(other)]
+ALIKE = ("loupe", "lambda 0", "lambda 5", "residual")
+SEEDS = 5
+PAIRS = [(seed, other) for other in range(SEEDS) for seed in range(other)]
 ASKED = ("frozen", "detached", "shuffled")
 GRIDS = {
     "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("blocks",), ("even",), ("none",))
                           for seed in range(5) for kind in kinds]),
-    "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, seed in WATCHES for step in MOMENTS]),
-    "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in WATCHED]),
+    "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, epochs in WATCHED.items() for seed in range(3)
+                            for step in (*EARLY, *(STEPS * k for k in range(1, epochs + 1)))]),
+    "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in ALIKE]),
 }
