@@ -169,15 +169,14 @@ def measures(scores, labels, certain, kind) -> dict:
                 sensitivity=(scores[labels] > np.quantile(scores[~labels], 0.95)).mean(), calibration_gap=sum(gaps))
 
 
-COLUMNS = dict.fromkeys("""images defective accuracy mask_mean epochs right balanced auc auc_certain auc_mono
-auc_poly sensitivity calibration_gap mask_sd border near dark_defective
-dark_defective_other dark_sound dark_sound_other drop_top drop_other drop_random
-drop_dark""".split(), "")
+# What only a gate has; empty without one.
+OF_THE_MASK = dict.fromkeys("""mask_sd border dark_defective dark_defective_other dark_sound dark_sound_other drop_top
+drop_other""".split(), "")
 
 
-def rounded(outcome: dict) -> dict:
-    """The outcome in the order of COLUMNS, with empty places for what was not measured."""
-    return COLUMNS | {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in outcome.items()}
+def rounded(outcome: dict, columns: dict = OF_THE_MASK) -> dict:
+    """The outcome with floats of four digits, and with empty places in `columns` that were not measured."""
+    return columns | {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in outcome.items()}
 
 
 def build(arm: str, seed: int) -> LoupeModel:
@@ -225,31 +224,32 @@ def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
     return rounded(outcome | when_it_goes(model, grey[labels], gone, kind[labels])), trainer
 
 
-def darkness_alone(cells, by: str) -> dict:
-    """No network: a cell's score is how much its darkest place differs from what surrounds it."""
-    images, probability, kind = cells
-    test = split_cells(probability, kind, by)
-    scores = np.array([darkness(image[5:-5, 5:-5] / 255).max() for image in images[test]])
-    scores = rankdata(scores) / len(scores)
-    found = measures(scores, is_defective(probability[test]), np.isin(probability[test], (0, 1)), kind[test])
-    return rounded({k: v for k, v in found.items() if k not in ("balanced", "calibration_gap")})
+def without_network(rule: str, by: str, seed: int) -> tuple[dict, None]:
+    """What a rule scores on a split, the seed's, with no network.
 
-
-def neighbours(cells, by: str, seed: int, k: int = 5) -> dict:
-    """No network: a cell's score is the share of defective ones among the k training cells whose pictures correlate
-    most with its own. near: share of test cells whose very nearest stands less than BLOCK files away."""
-    images, probability, kind = cells
+    "darkness": how much a cell's darkest place differs from what surrounds it. "neighbours": the share of defective
+    ones among the 5 training cells whose pictures correlate most with its own; "neighbours apart" leaves out those
+    that stand less than BLOCK files away. near: share of test cells whose very nearest stands so.
+    """
+    images, probability, kind = load_cells()
     N, side = len(images), images.shape[1] // 30
-    x = images.reshape(N, 30, side, 30, side).mean((2, 4)).reshape(N, -1)
-    x = x - x.mean(1, keepdims=True)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
     test, labels = split_cells(probability, kind, by, seed), is_defective(probability)
-    there = np.flatnonzero(~test)
-    nearest = there[np.argsort(-(x[test] @ x[there].T), axis=1)[:, :k]]  # (test cells, k)
-    scores = labels[nearest].mean(1)
+    here, there, near = np.flatnonzero(test), np.flatnonzero(~test), ""
+    if rule == "darkness":
+        scores = np.array([darkness(image / 255, 15).max() for image in images[test]])
+        scores = rankdata(scores) / len(scores)
+    else:
+        x = images.reshape(N, 30, side, 30, side).mean((2, 4)).reshape(N, -1)
+        x = x - x.mean(1, keepdims=True)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        alike = x[test] @ x[there].T  # (test cells, training cells)
+        if rule == "neighbours apart":
+            alike[np.abs(here[:, None] - there) < BLOCK] = -2
+        nearest = there[np.argsort(-alike, axis=1)[:, :5]]
+        scores, near = labels[nearest].mean(1), (np.abs(nearest[:, 0] - here) < BLOCK).mean()
     found = measures(scores, labels[test], np.isin(probability[test], (0, 1)), kind[test])
-    found["near"] = (np.abs(nearest[:, 0] - np.flatnonzero(test)) < BLOCK).mean()
-    return rounded({k: v for k, v in found.items() if k not in ("sensitivity", "calibration_gap")})
+    names = ("images", "defective", "auc", "auc_certain", "auc_mono", "auc_poly")
+    return rounded({name: found[name] for name in names} | dict(near=near), {}), None
 
 
 def halved(images) -> np.ndarray:
@@ -269,22 +269,14 @@ def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return halved(images), probability, kind
 
 
-def solar(net: str, arm: str, by: str, seed: int):
-    """One row: net "swin_micro", or "darkness" and "neighbours", which train nothing.
-
-    For these two the seed draws the split; trainings of all seeds share one.
-    """
-    cells = load_cells()
-    if net == "darkness":
-        return darkness_alone(cells, by), None
-    if net == "neighbours":
-        return neighbours(cells, by, seed), None
-    return train_on_cells(cells, build(arm, seed), recipe_of(arm, seed), by)
+def solar(arm: str, seed: int):
+    """One training on the split by blocks, where fewer cells have a neighbour of their module on the other side."""
+    return train_on_cells(load_cells(), build(arm, seed), recipe_of(arm, seed), "block")
 
 
-# Trained on the split by blocks, where fewer cells have a neighbour of their module on the other side.
-CHOICES = [dict(net="darkness", arm="none", by="block", seed=0)]
-CHOICES += [dict(net="neighbours", arm="none", by=by, seed=seed) for seed in range(10) for by in ("cell", "block")]
-CHOICES += [dict(net="swin_micro", arm=arm, by="block", seed=seed) for seed in range(3)
-            for arm in ("bare", "loupe", "lambda 0")]
-GRIDS = {"solar": (solar, CHOICES)}
+GRIDS = {
+    "solar_splits": (without_network, [dict(rule=rule, by=by, seed=seed) for rule, by in (
+        ("neighbours", "cell"), ("neighbours", "block"), ("neighbours apart", "cell"), ("darkness", "block"))
+        for seed in range(10)]),
+    "solar": (solar, [dict(arm=arm, seed=seed) for seed in range(3) for arm in ("bare", "loupe", "lambda 0")]),
+}
