@@ -37,8 +37,7 @@ def looks(model, test) -> dict:
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation over the cells of an image of two sets of masks (N, h, w), mean over images; nan where a mask is
-    even."""
+    """Rank correlation of two sets of masks (N, h, w) over the cells of an image, mean over images."""
     return correlation(*(rankdata(masks.reshape(len(masks), -1), axis=1).reshape(masks.shape) for masks in (a, b)))
 
 
@@ -60,10 +59,10 @@ def describe(masks: np.ndarray) -> dict:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, over the cells of an image, mean over images (N, h, w); nan where one is even."""
+    """Pearson's, over the cells of an image: mean over the images (N, h, w) whose maps are not even, nan without one."""
     x, y = (part.reshape(len(part), -1) - part.mean((1, 2))[:, None] for part in (a, b))
-    below = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return float(np.mean(np.divide((x * y).sum(1), below, out=np.full(len(x), np.nan), where=below > 0)))
+    product, below = (x * y).sum(1), np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return float(np.mean(product[below > 0] / below[below > 0])) if below.any() else float("nan")
 
 
 def cover(geometry, bird: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
