@@ -59,7 +59,7 @@ def describe(masks: np.ndarray) -> dict:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, over the cells of an image: mean over the images (N, h, w) whose maps are not even, nan without one."""
+    """Pearson's over the cells of an image: mean over the images (N, h, w) whose maps are not even, nan without one."""
     x, y = (part.reshape(len(part), -1) - part.mean((1, 2))[:, None] for part in (a, b))
     product, below = (x * y).sum(1), np.sqrt((x**2).sum(1) * (y**2).sum(1))
     return float(np.mean(product[below > 0] / below[below > 0])) if below.any() else float("nan")
