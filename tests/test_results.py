@@ -82,6 +82,8 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
     """
     if grid in LONG and "LOUPE_RERUN" not in os.environ:
         pytest.skip("minutes a row: set LOUPE_RERUN")
+    if grid.startswith("solar"):
+        pytest.importorskip("elpv_dataset", reason="needs the extra solar")
     function, choices, *_ = record_results.GRIDS[grid]
     wanted = AGAIN.get(grid, {})
     choice = next(c for c in choices if all(c[k] == v for k, v in wanted.items()))
