@@ -168,14 +168,13 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
     return {k: round(v, 4) for k, v in outcome.items()} | provenance(), None
 
 
-ALIKE = ("loupe", "lambda 0", "lambda 5", "residual")
-SEEDS = 5
-PAIRS = [(seed, other) for other in range(SEEDS) for seed in range(other)]
+ALIKE = {"loupe": 5, "lambda 0": 3, "lambda 5": 3, "residual": 3}  # arm -> seeds
 ASKED = ("frozen", "detached", "shuffled")
 GRIDS = {
     "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("blocks",), ("even",), ("none",))
                           for seed in range(5) for kind in kinds]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, epochs in WATCHED.items() for seed in range(3)
                             for step in (*EARLY, *(STEPS * k for k in range(1, epochs + 1)))]),
-    "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for seed, other in PAIRS for arm in ALIKE]),
+    "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for arm, seeds in ALIKE.items()
+                              for other in range(seeds) for seed in range(other)]),
 }
