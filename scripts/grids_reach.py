@@ -138,7 +138,7 @@ def reach(state: str, arm: str, site: str, form: str, mask: str, seed: int) -> t
         row = at_the_start(arm, site, form, masks, seed)[mask]
         return {name: row[name] for name in COLUMNS}, None
     names = OTHERS if state == "trained" and arm in MAIN else ("mean", "blocks", "within")
-    row = after_training(arm, 0.6 if state == "noise" else 0.0, names, seed)
+    row = after_training(arm, 0.1 if state == "noise" else 0.0, names, seed)
     return {name: row[name] for name in COLUMNS}, None
 
 
