@@ -61,7 +61,7 @@ def gap(arm: str, change: str, seed: int) -> tuple[dict, Trainer]:
     return train(model, sets, recipe)
 
 
-RATES = ("0.0001", "0.0003", "0.001")
+RATES = ("0.0003", "0.0001", "0.001")
 REMEDIES = ("bare", "loupe", "mix", "residual", "stage3.inside")
 
 
