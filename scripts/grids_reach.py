@@ -58,10 +58,9 @@ UNTRAINED = {f"{name}_{what}": "" for what in ("accuracy", "right") for name in 
     training_accuracy="", mask_mean="", mask_sd="", mask_within="")
 
 
-@cache
 @torch.no_grad()
-def at_the_start(arm: str, site: str, form: str, masks: tuple[str, ...], seed: int) -> dict[str, dict]:
-    """A new gate, or masks of our own in its place, in a backbone with a new head: a row for each.
+def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
+    """A new gate, or a mask of our own in its place, in a backbone with a new head.
 
     bare_moved, bare_eps0: what that does to the bare backbone's logits, and what it does without eps.
     """
@@ -70,7 +69,7 @@ def at_the_start(arm: str, site: str, form: str, masks: tuple[str, ...], seed: i
     model = LoupeModel(make(), len(SMALL), site=site, form=form, img_size=side).eval()
     gate = model.gates[site.replace(".", "_")]
     images, _ = birds(tuple(model.data_config.items()), 80 if side > 112 else 20)
-    norm, rows = next_norm(model, gate, images[:1]), {}
+    norm = next_norm(model, gate, images[:1])
     eps = norm and norm.eps
 
     def logits():
@@ -83,22 +82,17 @@ def at_the_start(arm: str, site: str, form: str, masks: tuple[str, ...], seed: i
         norm.eps = eps
         return [with_eps, without]
 
-    gated = {}
-    for mask in masks:
-        rows[mask] = columns({})
-        if mask == "new gate":
-            rows[mask] = columns(gate_effect(model, images, only=("mean", "blocks", "within", "own, eps 0")))
-            gated[mask] = logits()
-            continue
-        draws = torch.Generator().manual_seed(seed)
-        with replace_mask(gate, lambda m, mask=mask, draws=draws: MASKS[mask](m, draws.manual_seed(seed))):
-            gated[mask] = logits()
+    if mask == "new gate":
+        row = columns(gate_effect(model, images, only=("mean", "blocks", "within", "own, eps 0")))
+        gated = logits()
+    else:
+        row = columns({})
+        draws = torch.Generator()
+        with replace_mask(gate, lambda m: MASKS[mask](m, draws.manual_seed(seed))):
+            gated = logits()
     model.eject()
-    bare = logits()
-    for mask in masks:
-        moved = [_moved(a, b) for a, b in zip(gated[mask], bare)]
-        rows[mask] |= UNTRAINED | dict(images=len(images), bare_moved=moved[0], bare_eps0=moved[1] if norm else "")
-    return rows
+    moved = [_moved(a, b) for a, b in zip(gated, logits())]
+    return row | UNTRAINED | dict(images=len(images), bare_moved=moved[0], bare_eps0=moved[1] if norm else "")
 
 
 def _moved(logits, reference) -> float:
@@ -134,8 +128,7 @@ def after_training(arm: str, noise: float, names: tuple[str, ...], seed: int) ->
 
 def reach(state: str, arm: str, site: str, form: str, mask: str, seed: int) -> tuple[dict, None]:
     if state == "start":
-        masks = ("new gate",) if mask == "new gate" else tuple(MASKS)  # masks of our own share the bare passes
-        row = at_the_start(arm, site, form, masks, seed)[mask]
+        row = at_the_start(arm, site, form, mask, seed)
         return {name: row[name] for name in COLUMNS}, None
     names = OTHERS if state == "trained" and arm in MAIN else ("mean", "blocks", "within")
     row = after_training(arm, 0.1 if state == "noise" else 0.0, names, seed)
