@@ -278,6 +278,5 @@ GRIDS = {
     "solar_splits": (without_network, [dict(rule=rule, by=by, seed=seed) for rule, by in (
         ("neighbours", "cell"), ("neighbours", "block"), ("neighbours apart", "cell"), ("darkness", "block"))
         for seed in range(10)]),
-    "solar": (solar, [dict(arm=arm, seed=seed) for arms in (("bare", "loupe"), ("lambda 0",)) for seed in range(3)
-                      for arm in arms]),
+    "solar": (solar, [dict(arm=arm, seed=seed) for seed in range(3) for arm in ("bare", "loupe", "lambda 0")]),
 }
