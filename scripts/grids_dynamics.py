@@ -169,10 +169,9 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
 
 
 ALIKE = {"loupe": 5, "lambda 0": 3, "lambda 5": 3, "residual": 3}  # arm -> seeds
-ASKED = ("frozen", "detached", "shuffled")
+ROUTED = {"frozen": 3, "detached": 3, "shuffled": 3, "none": 5}  # kind -> seeds
 GRIDS = {
-    "routing": (routing, [dict(kind=kind, seed=seed) for kinds in (ASKED, ("blocks",), ("even",), ("none",))
-                          for seed in range(5) for kind in kinds]),
+    "routing": (routing, [dict(kind=kind, seed=seed) for kind, seeds in ROUTED.items() for seed in range(seeds)]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, epochs in WATCHED.items() for seed in range(3)
                             for step in (*EARLY, *(STEPS * k for k in range(1, epochs + 1)))]),
     "agreement": (agreement, [dict(arm=arm, seed=seed, other=other) for arm, seeds in ALIKE.items()

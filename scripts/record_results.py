@@ -9,6 +9,7 @@ import argparse
 import csv
 import importlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ def run_row(grid: str, choice: dict) -> dict:
     if masks:
         keep_masks(grid, choice, masks)
     where = {} if trainer is None and "commit" in outcome else provenance(trainer)
-    return {**choice, **outcome, "seconds": round(time.perf_counter() - began, 1), **where}
+    return {**choice, **outcome, "seconds": math.ceil(10 * (time.perf_counter() - began)) / 10, **where}
 
 
 def record(grid: str, file: Path | None = None) -> Path:
