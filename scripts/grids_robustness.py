@@ -12,8 +12,8 @@ from loupe_core.results import answers
 from loupe_core.robustness import answers_to, as_pixels, attacked, composed, empty_scene, movement, patch, slopes
 
 BUDGETS = (0.5, 1, 2)  # in 1/255
-ARMS = ("bare", "loupe", "constant", "lambda 0", "lambda 5")  # five seeds
-SHOWN = ("residual", "stage3")  # three
+ARMS = ("bare", "loupe", "constant")
+SEEDS = dict(robustness=2, context=3)  # as many as are recorded
 SIDE = 20  # px, of the squares that hide a part of the image
 
 
@@ -178,8 +178,8 @@ def context(arm: str, seed: int) -> tuple[dict, None]:
     return out | provenance(), None
 
 
-ROWS = [dict(arm=arm, seed=seed) for seed in range(5) for arm in ARMS + SHOWN if seed < 3 or arm in ARMS]
-CHECKS = [dict(arm=arm, seed=seed) for seed in range(3) for arm in ("bare", "loupe")]
+def choices(grid: str, arms=ARMS) -> list[dict]:
+    return [dict(arm=arm, seed=seed) for seed in range(SEEDS[grid]) for arm in arms]
 
 
-GRIDS = {"robustness": (robustness, ROWS), "context": (context, ROWS), "robustness_checks": (robustness_checks, CHECKS)}
+GRIDS = {"robustness": (robustness, choices("robustness")), "context": (context, choices("context"))}
