@@ -169,7 +169,7 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
 
 
 ALIKE = {"loupe": 5, "lambda 0": 3, "lambda 5": 3, "residual": 3}  # arm -> seeds
-ROUTED = {"frozen": 5, "detached": 5, "shuffled": 4, "none": 5}  # kind -> seeds
+ROUTED = {"frozen": 5, "detached": 5, "shuffled": 5, "none": 5}  # kind -> seeds
 GRIDS = {
     "routing": (routing, [dict(kind=kind, seed=seed) for kind, seeds in ROUTED.items() for seed in range(seeds)]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, epochs in WATCHED.items() for seed in range(3)
