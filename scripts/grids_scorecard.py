@@ -74,12 +74,17 @@ MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms
 CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
     ("loupe", (*METHODS, "borrowed")), ("bare", ("rollout", "borrowed")), *((arm, ("mask",)) for arm in MASKS))
     for method in methods]
-# What waits for its turn to be recorded: the other seeds, integrated gradients, the other masks, the photographs.
-RECORDED = [row for row in CHOICES if row["seed"] == 0 and row["method"] != "integrated_gradients" and (
-    row["arm"] == "loupe" or row["method"] == "borrowed")]
-WAITING = {
-    "scorecard": (scorecard, [row for row in CHOICES if row not in RECORDED]),
-    "scorecard_photographs": (scorecard_photographs, [
-        dict(method=method, seed=0) for method in METHODS if method != "rollout"]),
-}
+# How many seeds are recorded: of the paper's gate and the bare network, of the other masks, of integrated gradients.
+SEEDS = dict(main=5, masks=3, gradients=0)
+
+
+def kind(row: dict) -> str:
+    return "gradients" if row["method"] == "integrated_gradients" else "masks" if row["arm"] in MASKS else "main"
+
+
+RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
+PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
 GRIDS = {"scorecard": (scorecard, RECORDED)}
+# What waits for its turn.
+WAITING = {"scorecard": (scorecard, [row for row in CHOICES if row not in RECORDED]),
+           "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}
