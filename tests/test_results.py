@@ -61,9 +61,12 @@ def test_a_recorded_grid_is_complete_and_says_where_it_comes_from(grid):
         assert row["commit"] and row["torch"] and row["timm"] and row["precision"] and float(row["seconds"]) > 0
 
 
-# Row of each grid that is run again, where it is not the first: one whose training another grid's row needs as well.
-AGAIN = {"lambda": dict(norm="l1", lam=0.05, seed=0), "ablations": dict(arm="loupe", seed=0)}
-LONG = ("photographs", "scorecard_photographs")  # minutes a row: run again where LOUPE_RERUN is set
+# The row of a grid that is run again, where it is not the first. All share one training, the paper's gate with seed 0.
+AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", seed=0), "routing": dict(kind="none"),
+         "context": dict(arm="loupe", seed=0), "robustness": dict(arm="loupe", seed=0), "scales": dict(arm="loupe")}
+# One training more each, or several: a minute or more a row.
+LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar", "robustness",
+        "robustness_checks", "scorecard_photographs", "gap", "remedies")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
     On the processor that recorded a row, with as many threads, the numbers are the same.
     """
     if grid in LONG and "LOUPE_RERUN" not in os.environ:
-        pytest.skip("minutes a row: set LOUPE_RERUN")
+        pytest.skip("a training of its own: set LOUPE_RERUN to run it again")
     if grid.startswith("solar"):
         pytest.importorskip("elpv_dataset", reason="needs the extra solar")
     function, choices, *_ = record_results.GRIDS[grid]
@@ -104,6 +107,20 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
         assert value == pytest.approx(recorded, abs=0.03, rel=0.1, nan_ok=True), column
         compared += not np.isnan(recorded)
     assert compared
+
+
+@pytest.mark.parametrize("grid, where, arm", [
+    ("lambda", dict(norm="l1", lam="0.05"), "loupe"), ("lambda", dict(norm="l1", lam="5"), "lambda 5"),
+    ("lambda", dict(norm="l1", lam="0"), "lambda 0"), ("sites", dict(site="stage3"), "stage3"),
+    ("sites", dict(form="residual"), "residual"),
+])
+def test_a_training_that_two_grids_recorded_gave_both_the_same(grid, where, arm):
+    recorded = list(csv.DictReader((RESULTS / f"{grid}.csv").open()))
+    one = {r["seed"]: r["accuracy"] for r in recorded if all(r[k] == v for k, v in where.items())}
+    there = list(csv.DictReader((RESULTS / "ablations.csv").open()))
+    other = {r["seed"]: r["accuracy"] for r in there if r["arm"] == arm}
+    both = one.keys() & other.keys()
+    assert both and [one[s] for s in both] == [other[s] for s in both]
 
 
 def test_the_small_profile_is_neither_trivial_nor_hopeless():
