@@ -105,8 +105,8 @@ def intervene(model: LoupeModel, kind: str, seed: int = 0) -> Iterator[LoupeMode
 class GradientTerms(NamedTuple):
     """The gradient in front of a gate in its terms, each `(B, C, H, W)`, and the mask `(B, 1, H, W)`.
 
-    beside: M * dL/dF'; through: what the classification sends through the mask; penalty: lambda times what the mean
-    of |M| sends through it.
+    beside: M * dL/dF'; through: what the classification sends through the mask; penalty: lambda times what the mask's
+    mean sends through it.
     """
 
     beside: torch.Tensor

@@ -206,7 +206,7 @@ def faithful(model: nn.Module, images: torch.Tensor, maps, target=None, steps: i
         baseline: "blur", the image blurred by a 14th of its side, or "mean", the mean colour.
 
     Returns:
-        insertion, deletion: (N,).
+        The areas of insertion and of deletion, two arrays (N,).
 
     Raises:
         LoupeError: the baseline is unknown, or another number of maps than images.
@@ -267,8 +267,8 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", 
         options: for `explain`.
 
     Returns:
-        for each of the layers, and for "another": the likeness to the map of another image, all layers intact. A map
-        that stays more alike than that still knows its image.
+        Likeness (N,) after each of the layers; and under "another" the likeness to the map of another image with all
+        layers intact. A map that stays more alike than that still knows its image.
 
     Raises:
         LoupeError: a layer that the model lacks.
@@ -311,7 +311,8 @@ def score(model: nn.Module, scenes: list[Scene], method="mask", *, nulls=NULLS, 
         options: for `explain`.
 
     Returns:
-        the names of `PLACES`; insertion_blur, deletion_blur and so on; each also as <name>_<null>; and like_<layer>.
+        Arrays (N,) under the names of `PLACES`; insertion_blur, deletion_blur and so on; each also as <name>_<null>;
+        and like_<layer>.
     """
     rng, N = np.random.default_rng(seed), len(scenes)
     images = torch.stack([scene.sample.image for scene in scenes])
