@@ -128,13 +128,15 @@ def page() -> str:
     count = Counter(claim["verdict"] for claim in claims)
     lines = [f"**{len(claims)} claims:** " + ", ".join(f"{count[v]} {v}" for v in VERDICTS) + ".", ""]
     for topic in dict.fromkeys(claim["topic"] for claim in claims):
-        lines += [f"## {topic}", "", "| claim | verdict | what shows it |", "|---|---|---|"]
+        lines += [f"## {topic}", "", "| claim | verdict, and what shows it |", "|---|---|"]
         for claim in (c for c in claims if c["topic"] == topic):
             shown = "; ".join(f"{of}: {n.text}" if of else n.text for of, n in evidence(claim))
+            shown = shown[:1].upper() + shown[1:] if claim["says"].rstrip().endswith(".") else shown
             where = f"[{claim['chapter'].split('_')[0]}]({claim['chapter']})"
             gpu = f" On a GPU: [{claim['gpu']}](commands)." if "gpu" in claim else ""
-            cells = (f"{claim['claim']} *{claim['source']}*", f"**{claim['verdict']}**",
-                     f"{claim['says']} {shown + '.' if shown else ''} Chapter {where}.{gpu}")
+            verdict = claim["verdict"].capitalize()
+            cells = (f"{claim['claim']} *{claim['source']}*",
+                     f"**{verdict}.** {claim['says']} {shown + '.' if shown else ''} Chapter {where}.{gpu}")
             lines.append("| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |")
         lines.append("")
     lines += ["(commands)=", "## On a GPU, with CUB", ""]
