@@ -12,8 +12,12 @@ from loupe_core.results import answers
 from loupe_core.robustness import answers_to, as_pixels, attacked, composed, empty_scene, movement, patch, slopes
 
 BUDGETS = (0.5, 1, 2)  # in 1/255
-ARMS = ("bare", "loupe", "constant")
-SEEDS = dict(robustness=2, context=3)  # as many as are recorded
+# Arm -> seeds, counted from 0, of each grid.
+SEEDS = {
+    "robustness": {"bare": 5, "loupe": 5, "constant": 5, "lambda 5": 3, "residual": 3},
+    "context": {"bare": 5, "loupe": 5, "constant": 5, "lambda 5": 5, "lambda 0": 4, "residual": 3, "stage3": 3},
+    "robustness_checks": {"bare": 3, "loupe": 3},
+}
 SIDE = 20  # px, of the squares that hide a part of the image
 
 
@@ -178,8 +182,9 @@ def context(arm: str, seed: int) -> tuple[dict, None]:
     return out | provenance(), None
 
 
-def choices(grid: str, arms=ARMS) -> list[dict]:
-    return [dict(arm=arm, seed=seed) for seed in range(SEEDS[grid]) for arm in arms]
+def choices(grid: str) -> list[dict]:
+    return [dict(arm=arm, seed=seed) for seed in range(5) for arm, seeds in SEEDS[grid].items() if seed < seeds]
 
 
-GRIDS = {"robustness": (robustness, choices("robustness")), "context": (context, choices("context"))}
+GRIDS = {function.__name__: (function, choices(function.__name__))
+         for function in (robustness, context, robustness_checks)}
