@@ -37,6 +37,6 @@ def ablations(arm: str, seed: int) -> tuple[dict, None]:
 # grids `lambda` and `sites`.
 SEEDS = dict.fromkeys(("bare", "loupe", "lambda 0", "lambda 5", "constant"), 5) | dict.fromkeys(
     ("stage3", "multi-scale", "shuffled", "random", "centre", "cbam", "residual", "l2", "sum", "stage3.inside",
-     "reduction 4"), 3)
+     "reduction 4", "reduction 8"), 3)
 CHOICES = [dict(arm=arm, seed=seed) for seed in range(5) for arm in SEEDS if seed < SEEDS[arm]]
 GRIDS = {"ablations": (ablations, CHOICES)}

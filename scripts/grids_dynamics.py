@@ -15,7 +15,7 @@ from loupe_core.routing import gradient_terms, intervene, shares
 
 STEPS = 17  # an epoch of the small profile
 EARLY = (0, 1, 2, 5, 10)  # steps that are measured within the first epoch
-WATCHED = {"loupe": 2}  # arm -> epochs that are watched
+WATCHED = dict.fromkeys(("loupe", "lambda 0", "lambda 5", "residual"), 12)  # arm -> epochs that are watched
 BIRDS = 100  # every fourth test image: five of each species
 
 
@@ -169,7 +169,7 @@ def agreement(arm: str, seed: int, other: int) -> tuple[dict, None]:
 
 
 ALIKE = {"loupe": 5, "lambda 0": 3, "lambda 5": 3, "residual": 3}  # arm -> seeds
-ROUTED = {"frozen": 5, "detached": 5, "shuffled": 5, "none": 5}  # kind -> seeds
+ROUTED = {"frozen": 5, "detached": 5, "shuffled": 5, "none": 5, "even": 3, "blocks": 3}  # kind -> seeds
 GRIDS = {
     "routing": (routing, [dict(kind=kind, seed=seed) for kind, seeds in ROUTED.items() for seed in range(seeds)]),
     "dynamics": (dynamics, [dict(arm=arm, seed=seed, step=step) for arm, epochs in WATCHED.items() for seed in range(3)

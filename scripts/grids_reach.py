@@ -155,8 +155,8 @@ START += [row for arm in list(BACKBONES)[1:] for mask in ("new gate", *MASKS)
           for row in new(arm, "stage2", "multiply", mask) if (arm[:9], mask) != ("Swin-Tiny", "new gate")]
 MAIN = ("loupe", "lambda 0", "lambda 5")
 # Five seeds for what the chapter claims something about, fewer for what it only shows.
-SEEDS = {"loupe": 5, "lambda 0": 3, "lambda 5": 3, "residual": 3, "stage3": 3, "stage3.inside": 1, "reduction 4": 1,
-         "lite0": 1}
+SEEDS = {"loupe": 5, "lambda 0": 5, "lambda 5": 5, "residual": 3, "stage3": 3, "stage3.inside": 3, "reduction 4": 3,
+         "lion 1e-4": 2, "lion 1e-5": 2, "lite0": 1, "lite0, residual": 1}
 TESTED = [old(arm, seed) for seed in range(5) for arm in SEEDS if seed < SEEDS[arm]]
 TESTED += [old(arm, seed, "noise") for seed in range(5) for arm in ("loupe", "lambda 0") if seed < SEEDS[arm]]
 GRIDS = {"reach": (reach, START + TESTED)}

@@ -75,28 +75,6 @@ CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm,
     ("loupe", (*METHODS, "borrowed")), ("bare", ("rollout", "borrowed")), *((arm, ("mask",)) for arm in MASKS))
     for method in methods]
 # How many seeds are recorded: of the paper's gate and the bare network, of the other masks, of integrated gradients.
-SEEDS = dict(main=5, masks=3, gradients=0)
-
-
-def kind(row: dict) -> str:
-    return "gradients" if row["method"] == "integrated_gradients" else "masks" if row["arm"] in MASKS else "main"
-
-
-RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
-PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
-GRIDS = {"scorecard": (scorecard, RECORDED)}
-# How many seeds are recorded: of the paper's gate and the bare network, of the other masks, of integrated gradients.
-SEEDS = dict(main=5, masks=3, gradients=2)
-
-
-def kind(row: dict) -> str:
-    return "gradients" if row["method"] == "integrated_gradients" else "masks" if row["arm"] in MASKS else "main"
-
-
-RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
-PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
-GRIDS = {"scorecard": (scorecard, RECORDED)}
-# How many seeds are recorded: of the paper's gate and the bare network, of the other masks, of integrated gradients.
 SEEDS = dict(main=5, masks=3, gradients=3)
 
 
@@ -106,7 +84,4 @@ def kind(row: dict) -> str:
 
 RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
 PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
-GRIDS = {"scorecard": (scorecard, RECORDED)}
-# What waits for its turn.
-WAITING = {"scorecard": (scorecard, [row for row in CHOICES if row not in RECORDED]),
-           "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}
+GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}
