@@ -1,0 +1,112 @@
+"""What the benchmarks share: turns in one process, ratios of medians, peak memory, a table, JSON with provenance."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "data" / "results"
+
+
+def interleaved(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every case in every round. Cases take turns, forwards and backwards, so that drift falls on all."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds):
+        for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+            began = time.perf_counter()
+            cases[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(a: list[float], b: list[float]) -> dict[str, float]:
+    """Median of `a` over median of `b`, with the least and largest ratio of a single round."""
+    single = [x / y for x, y in zip(a, b)]
+    found = dict(ratio=statistics.median(a) / statistics.median(b), least=min(single), largest=max(single))
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def peak_memory(function: Callable, *arguments) -> int:
+    """Bytes: the most that a fresh process held in memory while it ran `function`, a module's own, to its end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run_and_tell, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(f"{function.__name__} failed in its process; see the lines above") from None
+    finally:
+        process.join()
+
+
+def _run_and_tell(pipe, function: Callable, arguments: tuple) -> None:
+    function(*arguments)
+    pipe.send(_own_peak())
+
+
+def _own_peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands ru_maxrss on to a started program, so it may be that of the parent
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def provenance() -> dict:
+    """Where figures come from: commit, processor and card, cores, threads, load before the start, versions."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "loupe_core", "benchmarks")
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    packages = ("torch", "torchvision", "timm", "pillow", "numpy")
+    return dict(commit=commit or "none", processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+                card=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+                load=round(os.getloadavg()[0], 2), python=platform.python_version(), system=platform.system(),
+                versions={name: version(name) for name in packages})
+
+
+def write(name: str, table: dict, folder: Path = RESULTS) -> Path:
+    """Writes `table` with its provenance to data/results/bench_<name>.json; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"bench_{name}.json"
+    beside = file.with_suffix(".unfinished")
+    beside.write_text(json.dumps({**table, "provenance": provenance()}, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, file)
+    return file
+
+
+def show(rows: list[dict]) -> str:
+    """Rows with the same keys -> a table with aligned columns; numbers stand on the right, with four digits."""
+    def text(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    cells = [list(rows[0])] + [[text(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [isinstance(value, (int, float)) for value in rows[0].values()]
+    return "\n".join("  ".join(cell.rjust(width) if number else cell.ljust(width)
+                               for cell, width, number in zip(line, widths, right)).rstrip() for line in cells)
