@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loupe_core.download import download_cub, find_cub
@@ -64,7 +64,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         return None if values[0] is None else torch.stack(values)
 
     return {
-        "image": torch.stack([sample.image for sample in samples]),
+        "image": default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
         "label": torch.tensor([sample.label for sample in samples]),
         "parts": stack([sample.parts for sample in samples]),
         "box": stack([sample.box for sample in samples]),

@@ -212,19 +212,21 @@ def _slide(image: Image.Image, shift: np.ndarray, fillcolor: tuple[int, int, int
     """
     w, h = image.size
     packed = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)  # one number a pixel: one gather for all channels
-    out = np.empty((h, w, 4), np.uint8)
+    fill = np.frombuffer(bytes((*fillcolor, 255)), np.uint32)
+    out, column = np.empty((h, w), np.uint32), np.arange(w, dtype=np.int32)
     for top in range(0, h, 64):  # so many rows stay in the processor's cache
         rows = np.arange(top, min(top + 64, h))[:, None]
         whole = np.floor(shift[rows]).astype(np.int64)
-        d = torch.from_numpy(shift[rows] - whole).float()
+        d = (shift[rows] - whole).astype(np.float32)
         columns = (np.arange(-1, w + 2) + whole).clip(0, w - 1)
-        near = torch.from_numpy(packed.take(columns + w * rows).view(np.uint8)).float()  # (rows, 4 * (w + 3))
+        columns += w * rows
+        near = packed.take(columns).view(np.uint8).astype(np.float32)  # (rows, 4 * (w + 3))
         x = near[:, : 4 * w] * (d * (-1 + d * (2 - d)))
         for k, weight in enumerate((1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1)), 1):
-            x.addcmul_(near[:, 4 * k : 4 * (k + w)], weight)
-        x = x.clamp_(0, 255).byte().numpy().reshape(-1, w, 4)
-        source = np.arange(w) + np.floor(shift[rows] + 0.5)  # the pixel that a centre falls into
-        x[(source < 0) | (source >= w)] = (*fillcolor, 255)
+            x += near[:, 4 * k : 4 * (k + w)] * weight
+        x = x.clip(0, 255, out=x).astype(np.uint8).view(np.uint32)
+        into = np.floor(shift[rows] + 0.5).astype(np.int32)  # a centre falls into the pixel so many to the right
+        np.copyto(x, fill, where=(column < -into) | (column >= w - into))
         out[top : top + 64] = x
     return Image.frombytes("RGB", (w, h), out.data, "raw", "RGBX")
 
