@@ -5,8 +5,8 @@ Every command says in one line what is wrong with its input, and then exits with
 
 import argparse
 import dataclasses
-import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def _recipe(args) -> Recipe:
     """The recipe asked for by name, with the fields that were given on the command line in it."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     if args.resume and (args.out / "recipe.json").is_file():
-        return Recipe(**(json.loads((args.out / "recipe.json").read_text()) | given))
+        return Recipe.read(args.out / "recipe.json", **given)
     return Recipe.small(**given) if args.recipe == "small" else Recipe(**given)
 
 
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         line = str(error).strip().splitlines()[-1].removeprefix("loupe_core.errors.LoupeError: ")
         print(f"loupe: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("loupe: stopped; --resume goes on after the last complete epoch", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"loupe: {stop or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     return 0

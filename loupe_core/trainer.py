@@ -13,7 +13,10 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +96,14 @@ class Recipe:
         values = dict(lr=3e-4, lr_min=1e-6, epochs=12, batch_size=32, augment="crop", crop_min=0.6)
         return cls(**(values | changes))
 
+    @classmethod
+    def read(cls, file: Path, **changes) -> "Recipe":
+        """The recipe in a folder's ``recipe.json``; `changes` replace values. Raises LoupeError where it is none."""
+        try:
+            return cls(**(json.loads(file.read_text()) | changes))
+        except (OSError, ValueError, TypeError) as e:
+            raise LoupeError(f"{file}: found no recipe ({e}), expected what a training wrote: use a new folder") from e
+
     def train_transform_options(self) -> dict:
         """The keyword arguments for ``transforms_for(..., train=True)`` that carry out `augment`."""
         if self.augment == "none":
@@ -127,6 +138,14 @@ def pick_precision(device: torch.device) -> str:
     return "no"
 
 
+class Stopped(KeyboardInterrupt):
+    """A training was asked to stop, by Ctrl-C or by a cluster's SIGTERM; `signal` is its number."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
 class Trainer:
     """Trains a ``LoupeModel``, keeps its best and its last state, and evaluates it.
 
@@ -136,7 +155,8 @@ class Trainer:
             `val_set` there is neither early stopping nor a choice of the best epoch.
         recipe: the choices; None is the paper's.
         out_dir: folder for ``best/`` (``from_pretrained`` reads it), ``states/`` (the two newest complete epochs, for
-            `resume`), ``log.jsonl`` and ``recipe.json``. None keeps all in memory.
+            `resume`), ``log.jsonl`` and ``recipe.json``. None keeps all in memory. Every write is whole or as it was
+            before: a process may be killed at any moment, and `resume` then ends with the same weights.
         progress: show a bar with the time left.
 
     Raises:
@@ -161,6 +181,7 @@ class Trainer:
             mixed_precision=precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
+        self.accelerator.register_for_checkpointing(self)
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
                               self.recipe.label_smoothing)
 
@@ -176,7 +197,8 @@ class Trainer:
 
         Raises:
             LoupeError: the loss is not finite (the states of earlier epochs are kept); or `resume` with a recipe
-                other than the one that `out_dir` was begun with.
+                other than the one that `out_dir` was begun with, or a state that cannot be read.
+            Stopped: Ctrl-C or SIGTERM; a state that is just being written is finished first.
         """
         r = self.recipe
         set_seed(r.seed)
@@ -187,24 +209,24 @@ class Trainer:
         val_loader = self.accelerator.prepare(self._loader(self.val_set)) if self.val_set is not None else None
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer.optimizer, T_max=max(r.epochs * len(train_loader), 1), eta_min=r.lr_min)
-        self.accelerator.register_for_checkpointing(schedule, self)
+        self._schedule = schedule
         self.history, self._best_loss, self._best_weights, self._stale = [], math.inf, None, 0
-        self._begin(resume)
         try:
-            bar = tqdm(total=r.epochs * len(train_loader), initial=len(self.history) * len(train_loader),
-                       desc="training", disable=not (self.progress and self.accelerator.is_local_main_process))
-            for epoch in range(len(self.history), r.epochs):
-                if self._stale >= r.patience:
-                    break
-                row = dict(epoch=epoch + 1, lr=optimizer.param_groups[-1]["lr"])
-                row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, bar)
-                if val_loader is not None:
-                    terms, logits, labels, _ = self._run(model, val_loader)
-                    row |= {f"val_{k}": v for k, v in terms.items()}
-                    row["val_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-                self._end_epoch(model, row)
-                bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss", "val_accuracy") if k in row})
-            bar.close()
+            self._begin(resume)
+            steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
+            bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
+            with bar, _on_signals(self._stop):
+                for epoch in range(len(self.history), r.epochs):
+                    if self._stale >= r.patience:
+                        break
+                    row = dict(epoch=epoch + 1, lr=optimizer.param_groups[-1]["lr"])
+                    row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, bar)
+                    if val_loader is not None:
+                        terms, logits, labels, _ = self._run(model, val_loader)
+                        row |= {f"val_{k}": v for k, v in terms.items()}
+                        row["val_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+                    self._end_epoch(model, row)
+                    bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss", "val_accuracy") if k in row})
         finally:
             # prepare() wrapped the model's forward for mixed precision; give the plain model back
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -212,7 +234,15 @@ class Trainer:
             self.accelerator.free_memory()
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
+        if self.out_dir and self.accelerator.is_main_process and not (self.out_dir / "best").exists():
+            # the process before this one was killed while the new best was taking the old one's place
+            _replace_folder(self.out_dir / "best", self.model.save_pretrained)
         return self.history
+
+    def _stop(self, number: int, frame) -> None:
+        done = len(self.history)
+        kept = f"; {done} complete epochs are kept in {self.out_dir}: resume" if self.out_dir and done else ""
+        raise Stopped(f"training: stopped by {signal.Signals(number).name} after {done} epochs{kept}", number)
 
     def _train_epoch(self, epoch, model, optimizer, schedule, loader, bar) -> dict:
         # A seed of its own for every epoch: a resumed run then draws what an uninterrupted one would have drawn.
@@ -308,28 +338,35 @@ class Trainer:
                           num_workers=workers, pin_memory=on_gpu, persistent_workers=workers > 0)
 
     def state_dict(self) -> dict:
-        """What Accelerate's state does not hold: the rows so far and the count of early stopping."""
-        return dict(history=self.history, best_loss=self._best_loss, stale=self._stale, best_weights=self._best_weights)
+        """What Accelerate's state does not hold: the schedule, the rows so far and the count of early stopping."""
+        return dict(schedule=self._schedule.state_dict(), history=self.history, best_loss=self._best_loss,
+                    stale=self._stale, best_weights=self._best_weights)
 
     def load_state_dict(self, state: dict) -> None:
         self.history, self._best_loss, self._stale = state["history"], state["best_loss"], state["stale"]
         self._best_weights = state["best_weights"]
+        self._schedule.load_state_dict(state["schedule"])
 
     def _begin(self, resume: bool):
         if self.out_dir is None:
             return
         recipe_file, states = self.out_dir / "recipe.json", self._states()
         if resume and states:
-            there = json.loads(recipe_file.read_text())
+            there = dataclasses.asdict(Recipe.read(recipe_file))
             for name, value in dataclasses.asdict(self.recipe).items():
-                if name != "workers" and there.get(name) != value:
-                    raise LoupeError(f"resume: {recipe_file} has {name}={there.get(name)!r}, the recipe now has "
+                if name != "workers" and there[name] != value:
+                    raise LoupeError(f"resume: {recipe_file} has {name}={there[name]!r}, the recipe now has "
                                      f"{value!r}; expected the same: resume with the old value or use a new folder")
-            self.accelerator.load_state(str(states[-1]))
+            try:
+                self.accelerator.load_state(str(states[-1]))
+            except Exception as e:  # whatever a reader of broken bytes may raise
+                reason = " ".join(str(e).split())[:200]
+                raise LoupeError(f"{states[-1]}: this state cannot be read ({type(e).__name__}: {reason}); remove its "
+                                 "folder and resume from the one before") from e
             return
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.out_dir / "states", ignore_errors=True)
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            _remove(self.out_dir / "states")
             _write(recipe_file, json.dumps(dataclasses.asdict(self.recipe), indent=1) + "\n")
 
     def _states(self) -> list[Path]:
@@ -346,12 +383,16 @@ class Trainer:
                 self._best_loss = row["val_loss"]
                 self._best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
         if self.out_dir is not None:
+            stop = []
             try:
-                self._keep(plain, row["epoch"], better)
+                with _on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
+                    self._keep(plain, row["epoch"], better)
             except OSError as e:
                 shutil.rmtree(self.out_dir / "unfinished-state", ignore_errors=True)
                 raise LoupeError(f"{self.out_dir}: epoch {row['epoch']} could not be written ({e.strerror or e}); "
                                  "the states before it are intact: free some space and resume") from e
+            if stop:
+                self._stop(*stop[0])
 
     def _keep(self, plain, epoch: int, better: bool):
         """Writes log, best model and state; each is whole or as it was before. The two newest states stay."""
@@ -360,6 +401,9 @@ class Trainer:
                 _replace_folder(self.out_dir / "best", plain.save_pretrained)
             _write(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
         unfinished, states = self.out_dir / "unfinished-state", self.out_dir / "states"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed while it wrote
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished))
         self.accelerator.wait_for_everyone()  # every process writes its share of the state
         if self.accelerator.is_main_process:
@@ -397,5 +441,28 @@ def _replace_folder(folder: Path, fill) -> None:
     beside = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     fill(beside)
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     os.replace(beside, folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, if it is there, so that at no moment half of it lies under its name."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+        shutil.rmtree(old)
+
+
+@contextmanager
+def _on_signals(handler):
+    """Ctrl-C and SIGTERM call `handler` in this block. Python gives signals to the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
