@@ -14,7 +14,7 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book test results fieldguide weights clean
+.PHONY: help book test results fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
@@ -22,6 +22,8 @@ help:
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
+	@echo "make address     write this repository's address into the book: URL=https://github.com/OWNER/NAME"
+	@echo "make chapter     start a chapter: NAME=14_shadows TITLE='Birds and their shadows'"
 	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
 	@echo "Another Python: make book PYTHON=python3.12"
 
@@ -40,6 +42,12 @@ fieldguide: $(INSTALLED)
 
 weights: $(INSTALLED)
 	$(BIN)/python -m loupe_core.pretrain
+
+address: $(INSTALLED)
+	@$(BIN)/python scripts/address.py $(URL)
+
+chapter: $(INSTALLED)
+	@$(BIN)/python scripts/new_chapter.py "$$NAME" "$$TITLE"
 
 clean:
 	rm -rf book/_build build .pytest_cache .hypothesis *.egg-info
