@@ -86,7 +86,7 @@ def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", 
 def cell(chapter: str, id: str, find: str) -> Number:
     """What `find`, a regular expression, meets in a cell's printed output: its first group, or all of it.
 
-    The group's first number is the number that `if` speaks of.
+    The group's first number is the number that `if` speaks of; where "± half" follows it, so do its ends.
     """
     notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
     source = next((c for c in notebook.cells if c.id == id), None)
@@ -95,8 +95,11 @@ def cell(chapter: str, id: str, find: str) -> Number:
     if not found:
         raise LedgerError(f"book/{chapter}.ipynb, cell '{id}': {find!r} is not in its output")
     words = " ".join((found[1] if found.re.groups else found[0]).split())
-    number = re.search(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", words)
-    return Number(words, float(number[0].replace(",", "")) if number else float("nan"))
+    number = re.search(r"([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)(?: ± ([\d.]+\d))?", words)
+    if not number:
+        return Number(words)
+    mean = float(number[1].replace(",", ""))
+    return Number(words, mean, mean - float(number[2]), mean + float(number[2])) if number[2] else Number(words, mean)
 
 
 MEASURES = dict(difference=difference, mean=mean, cell=cell)
