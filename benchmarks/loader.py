@@ -179,7 +179,7 @@ def main(words: list[str] | None = None, results: Path = RESULTS) -> dict:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader")
     parser.add_argument("--quick", action="store_true", help="16 photographs, one round, 224 px")
     quick = parser.parse_args(words).quick
-    count, rounds, sizes = (16, 1, (224,)) if quick else (128, 5, (224, 448))
+    count, rounds, sizes = (16, 1, (224,)) if quick else (96, 5, (224, 448))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*fork.*")
     with tempfile.TemporaryDirectory() as name:
