@@ -5,6 +5,7 @@ One `Sample` holds an image with all that is known of it, and the geometry that 
 
 import json
 import os
+import re
 import struct
 import tempfile
 import zlib
@@ -29,6 +30,8 @@ from loupe_core.images import open_image
 PARTS = 15
 SPLITS = ("train", "val", "test")
 _AGAIN = "unpack the set again"
+_CLIMBS = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\0")  # out of the folder, on Windows too
+_LARGEST = 1e30  # of a table's numbers; float32 holds no more than 3.4e38
 Transform = Callable[[Image.Image], tuple[Tensor, Geometry | None]]
 
 
@@ -220,6 +223,8 @@ class CUB200(_Photographs):
             )
         class_ids, class_names = _read_names(base / "classes.txt")
         image_ids, files = _read_names(base / "images.txt")
+        inside = np.array([not _CLIMBS.search(file) for file in files])
+        _check_rows(base / "images.txt", inside, "a path inside of images/")
         lookup = {number: label for label, number in enumerate(class_ids)}
 
         table = _read_table(base / "image_class_labels.txt", 2, image_ids)
@@ -376,7 +381,7 @@ def _find_members(keep: np.ndarray, split: str, folder: Path) -> np.ndarray:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         raise LoupeError(f"{path}: found no such file, expected the CUB-200-2011 layout; {_AGAIN}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -391,13 +396,14 @@ def _read_names(path: Path) -> tuple[np.ndarray, list[str]]:
     ids, names = [], []
     for number, line in enumerate(_read_lines(path), 1):
         fields = line.split(maxsplit=1)
-        if len(fields) != 2 or not fields[0].isdecimal():
+        if len(fields) != 2 or not fields[0].isdecimal() or len(fields[0]) > 18:
             raise _line_error(path, number, line, "an id and a name")
         ids.append(int(fields[0]))
         names.append(fields[1].rstrip())
     for what, values in (("id", ids), ("name", names)):
         if len(set(values)) < len(values):
-            number = next(k for k, value in enumerate(values) if value in values[:k]) + 1
+            seen = set()
+            number = next(k for k, value in enumerate(values, 1) if value in seen or seen.add(value))
             raise _line_error(path, number, values[number - 1], f"each {what} once")
     return np.array(ids), names
 
@@ -409,7 +415,7 @@ def _read_table(path: Path, columns: int, ids: np.ndarray) -> np.ndarray:
         table = np.loadtxt(lines, ndmin=2, comments=None)
     except ValueError:
         table = np.empty((0, 0))
-    if table.shape != (len(lines), columns) or not np.isfinite(table).all():
+    if table.shape != (len(lines), columns) or not (np.abs(table) < _LARGEST).all():
         bad = (k for k, line in enumerate(lines) if not _is_row(line, columns))
         number = next(bad, 0) + 1
         raise _line_error(path, number, lines[number - 1], f"{columns} numbers")
@@ -423,7 +429,7 @@ def _read_table(path: Path, columns: int, ids: np.ndarray) -> np.ndarray:
 
 def _is_row(line: str, columns: int) -> bool:
     try:
-        return np.isfinite([float(field) for field in line.split()]).sum() == columns == len(line.split())
+        return sum(abs(float(field)) < _LARGEST for field in line.split()) == columns == len(line.split())
     except ValueError:
         return False
 
@@ -442,9 +448,12 @@ def _read_json(path: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise LoupeError(f"{path}: found broken JSON ({error}); write the set again") from None
+    if not isinstance(value, dict):
+        raise LoupeError(f"{path}: found a {type(value).__name__}, expected an object {{...}}; write the set again")
+    return value
 
 
 def _list_folders(folder: Path) -> list[str]:

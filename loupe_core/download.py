@@ -31,6 +31,7 @@ class Archive(NamedTuple):
 
 
 SCHEME = "https://"
+_GROWTH = 20  # a .tgz of photographs or outlines unpacks to little more than its own size
 _NOTHING_KEPT = "nothing was kept, mend this and try again"
 CUB_ARCHIVE = Archive(
     "CUB_200_2011",
@@ -77,7 +78,7 @@ def _fetch(archive: Archive, root: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=root, prefix=".unfinished-") as scratch:
             file = Path(scratch) / "archive.tgz"
             _download(archive, file)
-            _unpack(file, Path(scratch) / "unpacked", archive.url)
+            _unpack(file, Path(scratch) / "unpacked", archive)
             if not (Path(scratch) / "unpacked" / archive.folder).is_dir():
                 raise LoupeError(f"{archive.url}: found no folder {archive.folder} in the archive")
             (Path(scratch) / "unpacked" / archive.folder).rename(target)
@@ -85,7 +86,7 @@ def _fetch(archive: Archive, root: Path) -> Path:
         if getattr(error, "errno", None) == errno.ENOSPC:
             need = 2.1 * archive.size / 1e9  # the archive and what comes out of it
             raise LoupeError(f"{root}: disk full, expected {need:.1f} GB free; {_NOTHING_KEPT}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise LoupeError(f"{archive.url}: not fetched into {root}: {reason}; {_NOTHING_KEPT}") from None
     return target
 
@@ -112,7 +113,8 @@ def _download(archive: Archive, file: Path) -> None:
         raise LoupeError(f"{archive.url}: found md5 {found}, expected {archive.md5}; {_NOTHING_KEPT}")
 
 
-def _unpack(file: Path, folder: Path, url: str) -> None:
+def _unpack(file: Path, folder: Path, archive: Archive) -> None:
+    url, room = archive.url, _GROWTH * archive.size + 2**20
     try:
         with tarfile.open(file, "r:gz") as tar:
             # also keeps set-uid bits and the like out; early 3.10 and 3.11 lack it
@@ -120,8 +122,15 @@ def _unpack(file: Path, folder: Path, url: str) -> None:
             for entry in tar:
                 name = PurePosixPath(entry.name)
                 if name.is_absolute() or ".." in name.parts or not (entry.isfile() or entry.isdir()):
-                    found = f"the entry {entry.name!r}, a link or a path that leads out of the archive"
+                    found = f"the entry {entry.name[:200]!r}, a link or a path that leads out of the archive"
                     raise LoupeError(f"{url}: found {found}, expected plain files; {_NOTHING_KEPT}")
+                room -= entry.size
+                if room < 0:
+                    found = f"{entry.name[:200]!r}, which fills more than {_GROWTH} times the archive's own size"
+                    raise LoupeError(f"{url}: found {found}, expected photographs; {_NOTHING_KEPT}")
                 tar.extract(entry, folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise LoupeError(f"{url}: found a broken archive ({error}); {_NOTHING_KEPT}") from None
+    except LoupeError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name that no file can have
+        reason = " ".join(str(error).split())[:200]
+        raise LoupeError(f"{url}: found a broken archive ({reason}); {_NOTHING_KEPT}") from None

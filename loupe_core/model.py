@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -27,6 +29,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
 FIELDGUIDE = Path(__file__).parent / "weights" / "fieldguide_loupe"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LARGEST_SIDE = 2048  # pixels; of the images of a checkpoint from elsewhere
+# timm.create_model would open, fetch or even unpickle a file for these
+FILE_OPTIONS = {"cache_dir", "checkpoint_path", "features_only", "pretrained", "scriptable"}
 
 
 class SiteGate(Gate):
@@ -198,6 +203,9 @@ class LoupeModel(
     def from_pretrained(cls, folder_or_id: str | Path, **kwargs) -> LoupeModel:
         """The model that `save_pretrained` wrote, in eval mode on the CPU; loads no backbone weights from elsewhere.
 
+        A folder from a stranger is safe to load: nothing in it is run, no other file is opened, and the memory taken
+        is bounded by the size of its weights.
+
         Args:
             folder_or_id: A folder; or "owner/name" on the Hugging Face hub, where there is no such folder.
             **kwargs: Passed on: `revision`, `cache_dir`, `token`, ...; `backbone` for a model that was built from a
@@ -205,7 +213,7 @@ class LoupeModel(
 
         Raises:
             LoupeError: No such folder or hub id; weights are missing, damaged, pickled, of another backbone, or hold
-                NaN or infinite values.
+                NaN or infinite values; config.json is broken, or describes a model that its weights are not of.
         """
         folder = Path(folder_or_id)
         if folder.is_dir():
@@ -216,7 +224,7 @@ class LoupeModel(
             return super().from_pretrained(str(folder_or_id), **kwargs)
         except LoupeError:
             raise
-        except (OSError, json.JSONDecodeError) as error:  # the hub's errors are OSErrors
+        except Exception as error:  # the hub's and the file system's, and what a broken config.json may raise
             where = "" if folder.is_dir() else "is no folder here, and on the hub it "
             raise LoupeError(f"{folder_or_id} {where}cannot be read: {one_line(error)}") from error
 
@@ -225,24 +233,29 @@ class LoupeModel(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **arguments
     ) -> LoupeModel:
         """Called by `from_pretrained` with what config.json holds. Unlike the mixin's own, it never reads a pickle."""
-        if "backbone" not in arguments:
+        if not arguments.get("backbone"):
             raise LoupeError(f"{model_id} has no {CONFIG} that names a backbone; expected what save_pretrained wrote")
         file = Path(model_id) / WEIGHTS
         if not file.parent.is_dir():
             options = dict(revision=revision, cache_dir=cache_dir, token=token)
             options |= dict(force_download=force_download, local_files_only=local_files_only)
             file = hf_hub_download(model_id, WEIGHTS, **options)
-        model = cls(**arguments | {"pretrained": False})
+        _check_config(f"{model_id}: {CONFIG}", arguments)
         try:
-            load_model(model, file, strict=True)
+            with safe_open(file, framework="pt") as weights:
+                room = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
         except SafetensorError as error:
             raise LoupeError(f"{file} is damaged or no safetensors file ({one_line(error)})") from error
+        with _at_most(room, file):
+            model = cls(**arguments | {"pretrained": False})
+        try:
+            load_model(model, file, strict=True)
         except RuntimeError as error:
             differences = str(error).strip().splitlines()
             raise LoupeError(
                 f"{file} does not fit backbone '{model.backbone_name}' with {model.num_classes} classes, sites "
-                f"{list(model.sites)} ({differences[min(1, len(differences) - 1)].strip()}); it is the checkpoint of "
-                "another backbone or gate: load it with the config.json that was saved beside it"
+                f"{list(model.sites)} ({differences[min(1, len(differences) - 1)].strip()[:200]}); it is the checkpoint "
+                "of another backbone or gate: load it with the config.json that was saved beside it"
             ) from error
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
@@ -255,12 +268,14 @@ def _create_backbone(name: str, num_classes: int, pretrained: bool, size, kwargs
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise LoupeError(f"backbone {name!r} is unknown to timm; expected the name of a timm model: {hint}")
-    # Models of a fixed size take it when they are built; the others run on any size.
-    if size and timm.get_pretrained_cfg(name).fixed_input_size:
-        kwargs = {"img_size": size} | kwargs
+        raise LoupeError(f"backbone {name[:100]!r} is unknown to timm; expected the name of a timm model: {hint}")
     try:
+        # Models of a fixed size take it when they are built; the others run on any size.
+        if size and timm.get_pretrained_cfg(name).fixed_input_size:
+            kwargs = {"img_size": size} | kwargs
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except LoupeError:
+        raise
     except Exception as error:  # timm, the hub, and the file system each raise their own kinds
         if pretrained and not isinstance(error, TypeError):
             raise LoupeError(
@@ -285,8 +300,80 @@ def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
     return backbone
 
 
+def _check_config(where: str, arguments: dict) -> None:
+    """Refuse what LoupeModel's own code would not write into config.json; a stranger may have written this one."""
+
+    def whole(value, top=10**9) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= top
+
+    def numbers(value) -> bool:
+        kinds = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+        return kinds and len(value) == 3 and all(abs(v) < 1e6 for v in value)
+
+    def texts(value) -> bool:
+        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+
+    def size(value) -> bool:
+        sides = value if isinstance(value, (list, tuple)) else [value]
+        return len(sides) in (1, 2) and all(whole(v, LARGEST_SIDE) for v in sides)
+
+    def modest(value) -> bool:  # timm makes lists as long as `depth` says
+        if isinstance(value, (dict, list, tuple)):
+            return len(value) < 1000 and all(map(modest, value.values() if isinstance(value, dict) else value))
+        return not isinstance(value, (int, float)) or abs(value) <= 100_000
+
+    def options(value) -> bool:
+        plain = isinstance(value, dict) and modest(value)
+        return plain and not any(k in FILE_OPTIONS or k.startswith("pretrained_") for k in value)
+
+    data = arguments.get("data_config")
+    checks = dict(
+        backbone=(lambda v: isinstance(v, (str, nn.Module)), "the name of a timm model"),
+        num_classes=(whole, "a whole number from 1"),
+        site=(lambda v: isinstance(v, str) or texts(v), "a site's name or a list of them"),
+        form=(lambda v: isinstance(v, str), "a name"),
+        reduction=(whole, "a whole number from 1"),
+        class_names=(texts, "a list of names"),
+        img_size=(size, f"one or two whole numbers of pixels up to {LARGEST_SIDE}"),
+        data_config=(lambda v: isinstance(v, dict), "an object with mean, std, ..."),
+        backbone_kwargs=(options, "an object of modest numbers, without options that lead to files"),
+        input_size=(lambda v: isinstance(v, (list, tuple)) and size(v[-2:]), f"sides up to {LARGEST_SIDE} pixels"),
+        mean=(numbers, "three numbers"),
+        std=(lambda v: numbers(v) and min(v) > 0, "three numbers above 0"),
+        crop_pct=(lambda v: isinstance(v, (int, float)) and 0.01 < v < 100, "a share such as 0.9"),
+        interpolation=(lambda v: isinstance(v, str), "a name such as bicubic"),
+    )
+    given = {k: v for k, v in arguments.items() if v is not None} | (data if isinstance(data, dict) else {})
+    for name, (good, expected) in checks.items():
+        if name in given and not good(given[name]):
+            raise LoupeError(f"{where} has {name}={repr(given[name])[:80]}; expected {expected}")
+
+
+@contextmanager
+def _at_most(room: int, file):
+    """Refuse to build a model of many more weights than `room`, before its memory is filled."""
+    taken = 0
+
+    def count(module, name, parameter):
+        nonlocal taken
+        taken += 0 if parameter is None else parameter.numel()
+        if taken > max(2 * room, 2**24):  # twice, as a head that is replaced was built before; 2**24 are 67 MB
+            raise LoupeError(
+                f"{file} holds {room:,} weights, the config.json beside it describes a model of many more; expected "
+                "both files of one model"
+            )
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _check_folder(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()}
+    if special := [name for name in (WEIGHTS, CONFIG) if name in files and not (folder / name).is_file()]:
+        raise LoupeError(f"{folder / special[0]} is no file; expected a folder that save_pretrained wrote")
     if WEIGHTS in files:
         return
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
