@@ -254,8 +254,8 @@ class LoupeModel(
             differences = str(error).strip().splitlines()
             raise LoupeError(
                 f"{file} does not fit backbone '{model.backbone_name}' with {model.num_classes} classes, sites "
-                f"{list(model.sites)} ({differences[min(1, len(differences) - 1)].strip()[:200]}); it is the checkpoint "
-                "of another backbone or gate: load it with the config.json that was saved beside it"
+                f"{list(model.sites)} ({differences[min(1, len(differences) - 1)].strip()[:200]}); it is a checkpoint"
+                " of another backbone or gate: load it with the config.json that was saved beside it"
             ) from error
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
