@@ -181,7 +181,6 @@ class Trainer:
             mixed_precision=precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
-        self.accelerator.register_for_checkpointing(self)
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
                               self.recipe.label_smoothing)
 
@@ -337,12 +336,12 @@ class Trainer:
         return DataLoader(dataset, r.batch_size if train else 4 * r.batch_size, shuffle=train, collate_fn=collate,
                           num_workers=workers, pin_memory=on_gpu, persistent_workers=workers > 0)
 
-    def state_dict(self) -> dict:
+    def _own_state(self) -> dict:
         """What Accelerate's state does not hold: the schedule, the rows so far and the count of early stopping."""
         return dict(schedule=self._schedule.state_dict(), history=self.history, best_loss=self._best_loss,
                     stale=self._stale, best_weights=self._best_weights)
 
-    def load_state_dict(self, state: dict) -> None:
+    def _load_own_state(self, state: dict) -> None:
         self.history, self._best_loss, self._stale = state["history"], state["best_loss"], state["stale"]
         self._best_weights = state["best_weights"]
         self._schedule.load_state_dict(state["schedule"])
@@ -358,9 +357,12 @@ class Trainer:
                     raise LoupeError(f"resume: {recipe_file} has {name}={there[name]!r}, the recipe now has "
                                      f"{value!r}; expected the same: resume with the old value or use a new folder")
             try:
+                # not register_for_checkpointing, which would unpickle, and so execute, whatever lies in the folder
+                own = torch.load(states[-1] / "trainer.pt", map_location="cpu", weights_only=True)
                 self.accelerator.load_state(str(states[-1]))
+                self._load_own_state(own)
             except Exception as e:  # whatever a reader of broken bytes may raise
-                reason = " ".join(str(e).split())[:200]
+                reason = "".join(c for c in " ".join(str(e).split()) if c.isprintable())[:200]
                 raise LoupeError(f"{states[-1]}: this state cannot be read ({type(e).__name__}: {reason}); remove its "
                                  "folder and resume from the one before") from e
             return
@@ -405,6 +407,8 @@ class Trainer:
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed while it wrote
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished))
+        if self.accelerator.is_main_process:
+            torch.save(self._own_state(), unfinished / "trainer.pt")
         self.accelerator.wait_for_everyone()  # every process writes its share of the state
         if self.accelerator.is_main_process:
             states.mkdir(exist_ok=True)

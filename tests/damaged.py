@@ -549,7 +549,7 @@ def state(name, change, outcome="refused"):
     add(f"state: {name}", "state", outcome, write)
 
 
-STATES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"]
+STATES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "trainer.pt"]
 for file in STATES:
     gone = "read" if file.startswith("random") else "refused"  # every epoch draws from a seed of its own
     state(f"{file} missing", lambda folder, f=file: (folder / f).unlink(), gone)

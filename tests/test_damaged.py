@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS, GIGABYTES = 10, 2
 TRANSFORM = transforms_for(CONFIG, train=False)
 # Accelerate reads this one of a training's files without torch's weights_only
-UNSAFE = "state: custom_checkpoint_0.pkl that would run a command"
 
 
 def test_the_corpus_is_large():
@@ -128,10 +127,7 @@ def _too_long(*_):
     raise TimeoutError(f"more than {SECONDS} s")
 
 
-MARKS = {UNSAFE: pytest.mark.xfail(strict=True, reason="resume reads this file as a full pickle")}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_a_damaged_input_ends_in_a_result_or_in_one_line(name, tmp_path, monkeypatch):
     global CASES_NOW
     kind, write, outcome = CASES[name]
