@@ -14,12 +14,13 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book test results fieldguide weights address chapter clean
+.PHONY: help book test results bench fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
 	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
+	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
 	@echo "make address     write this repository's address into the book: URL=https://github.com/OWNER/NAME"
@@ -36,6 +37,10 @@ test: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/python scripts/record_results.py $(GRID)
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@for name in gate training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide

@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", choices=("paper", "small"), default="paper", help="starting values of the options below")
     p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
     p.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
-    p.add_argument("--cache", action="store_true", help="keep decoded images in memory")
+    p.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
     for f in dataclasses.fields(Recipe):
         p.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=argparse.SUPPRESS,
                        help=f"recipe; the paper: {f.default}")

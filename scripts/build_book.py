@@ -29,6 +29,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_page
 import ledger
 import nbformat
 import papermill
@@ -231,6 +232,8 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     table = status_table(rows or [(name, "not run in this build", "") for name in chapters()], ran=bool(rows))
     status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
     write_ledger(source / "ledger.md")
+    scaling = source / "scaling_up.md"
+    scaling.write_text(bench_page.fill(scaling.read_text()))
     config = source.with_name("config.yml")
     config.write_text(yaml.safe_dump(configuration(source)))
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]

@@ -52,6 +52,26 @@ def test_a_stopped_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert ran == [("a", 0), ("b", 0), ("a", 1), ("a", 1), ("b", 1)]
 
 
+def test_parts_of_a_grid_make_the_file_that_one_run_makes(tmp_path, monkeypatch):
+    choices = [dict(arm=arm, seed=seed) for seed in range(5) for arm in "ab"]
+    toy = (lambda arm, seed: (dict(accuracy=seed / 10), None), choices)
+    monkeypatch.setitem(record_results.GRIDS, "toy", toy)
+    monkeypatch.setattr(record_results, "provenance", lambda trainer: dict(commit="c"))
+    monkeypatch.setattr(record_results.time, "perf_counter", lambda: 0.0)
+    whole = record_results.record("toy", tmp_path / "one" / "toy.csv").read_text()
+    shared = tmp_path / "many" / "toy.csv"
+    parts = [record_results.record("toy", shared, (which, 3)) for which in (3, 1)]
+    assert [len(part.read_text().splitlines()) for part in parts] == [1 + 3, 1 + 4] and not shared.exists()
+    assert record_results.record("toy", shared).read_text() == whole  # it runs the third part
+    assert record_results.record("toy", shared).read_text() == whole
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(text):
+    with pytest.raises(record_results.argparse.ArgumentTypeError, match="expected which/of how many"):
+        record_results._part(text)
+
+
 @pytest.mark.parametrize("grid", record_results.GRIDS)
 def test_a_recorded_grid_is_complete_and_says_where_it_comes_from(grid):
     rows = list(csv.DictReader((RESULTS / f"{grid}.csv").open()))
