@@ -47,11 +47,11 @@ def training() -> str:
     names = {"trainer": "this `Trainer`", "plain": "plain loop, fp32", "lightning": "Lightning",
              "hugging_face": "Hugging Face's Trainer"}
     rows = [row | dict(who=names[row["who"]]) for row in found.get("rows", [])]
-    columns = {"case": "model", "who": "trained by", "images/s": "images/s", "trainer's speed": "`Trainer` is faster by",
-               "least": "least", "largest": "largest", "peak MiB": "peak MiB"}
+    columns = {"case": "model", "who": "trained by", "images/s": "images/s",
+               "trainer's speed": "`Trainer` is faster by", "least": "least", "largest": "largest", "peak MiB": "peak MiB"}
     shares = [{k: v if k == "case" else f"{v:.1%}" for k, v in row.items()} for row in found.get("shares", [])]
-    return table(rows, columns) + "\nWhere the `Trainer`'s time goes:\n\n" + table(shares, {k: k for k in (
-        "case", "data", "forward", "backward", "optimizer", "rest")})
+    parts = ("case", "data", "forward", "backward", "optimizer", "rest")
+    return table(rows, columns) + "\nWhere the `Trainer`'s time goes:\n\n" + table(shares, {k: k for k in parts})
 
 
 def loader() -> str:
@@ -60,7 +60,8 @@ def loader() -> str:
 
 
 def explanations() -> str:
-    return table(read("explanations").get("rows", []), dict(method="method", passes="passes", ms="ms an image") | SPREAD)
+    columns = dict(method="method", passes="passes", ms="ms an image") | SPREAD
+    return table(read("explanations").get("rows", []), columns)
 
 
 def growth() -> str:
