@@ -370,7 +370,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             _remove(self.out_dir / "states")
-            _write(recipe_file, json.dumps(dataclasses.asdict(self.recipe), indent=1) + "\n")
+            write_whole(recipe_file, json.dumps(dataclasses.asdict(self.recipe), indent=1) + "\n")
 
     def _states(self) -> list[Path]:
         return sorted((self.out_dir / "states").glob("epoch-*"))
@@ -402,7 +402,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             if better:
                 _replace_folder(self.out_dir / "best", plain.save_pretrained)
-            _write(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
+            write_whole(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
         unfinished, states = self.out_dir / "unfinished-state", self.out_dir / "states"
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed while it wrote
@@ -434,7 +434,7 @@ def _mask_mean(masks, logits) -> torch.Tensor:
     return _per_image(masks, lambda m: m.detach().float().mean((1, 2, 3)), logits.detach(), math.nan).mean()
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes the whole text or leaves the old file as it was."""
     beside = path.with_name(path.name + ".unfinished")
     beside.write_text(text)

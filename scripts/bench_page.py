@@ -39,7 +39,9 @@ SPREAD = dict(ratio="ratio", least="least", largest="largest")
 
 
 def gate() -> str:
-    return table(read("gate").get("rows", []), dict(what="Swin-Base", bare="bare", gated="with the gate") | SPREAD)
+    rows = [row | {k: f"{100 * (row[k] - 1):+.3f} %" for k in SPREAD} for row in read("gate").get("rows", [])]
+    columns = dict(what="Swin-Base", bare="bare", gated="with the gate", ratio="difference")
+    return table(rows, columns | dict(least="least", largest="largest"))
 
 
 def training() -> str:
@@ -48,7 +50,7 @@ def training() -> str:
              "hugging_face": "Hugging Face's Trainer"}
     rows = [row | dict(who=names[row["who"]]) for row in found.get("rows", [])]
     columns = {"case": "model", "who": "trained by", "images/s": "images/s",
-               "trainer's speed": "`Trainer` is faster by", "least": "least", "largest": "largest", "peak MiB": "peak MiB"}
+               "trainer's speed": "`Trainer` is faster by"} | {k: k for k in ("least", "largest", "peak MiB")}
     shares = [{k: v if k == "case" else f"{v:.1%}" for k, v in row.items()} for row in found.get("shares", [])]
     parts = ("case", "data", "forward", "backward", "optimizer", "rest")
     return table(rows, columns) + "\nWhere the `Trainer`'s time goes:\n\n" + table(shares, {k: k for k in parts})

@@ -46,7 +46,7 @@ def refused(capsys, *argv, says: str):
 
 def test_train_evaluate_explain_export(birds, checkpoint, tmp_path, capsys):
     assert main(["evaluate", str(birds), "--checkpoint", str(checkpoint)]) == 0
-    assert re.search(r"accuracy [01]\.\d{4} \(\d+ of 8 test images\)", capsys.readouterr().out)
+    assert re.search(r"test accuracy [01]\.\d{4} \(\d+ of 8 images; 95 % interval 0\.\d", capsys.readouterr().out)
 
     photograph = tmp_path / "wide.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)).save(photograph)
@@ -67,6 +67,26 @@ def test_resume_goes_on_with_the_recipe_that_was_begun(birds, tmp_path, capsys):
     assert main(["train", str(birds), "--out", out, "--resume"]) == 0
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["lr"] == 1e-4
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_training_writes_a_card_and_evaluate_adds_to_it(birds, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", str(birds), "--out", str(out), *SMALL, "--seed", "3"]) == 0
+    file = out / "best" / "README.md"
+    card = file.read_text()
+    head, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert "license: mit" in head and "library_name: loupe-core" in head
+    assert "| seed | 3 |" in body and "| lam | 0.05 |" in body and "images of 4 classes" in body
+    assert re.search(r"- validation accuracy .* of 4 images; 95 % interval", body) and "test accuracy" not in body
+    capsys.readouterr()
+    for _ in range(2):  # a second time takes the place of the first
+        assert main(["evaluate", str(birds), "--checkpoint", str(out / "best"), "--card"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("test accuracy"))
+    assert file.read_text().count(f"- {line}\n") == 1 and "validation accuracy" in file.read_text()
+    assert "## Limits" in file.read_text()
+    file.write_text("something else")
+    refused(capsys, "evaluate", birds, "--checkpoint", out / "best", "--card", says="no line '## Metrics'")
+    assert file.read_text() == "something else"
 
 
 def test_fieldguide_writes_a_set(tmp_path, capsys):

@@ -1,0 +1,64 @@
+"""The benchmarks run, in their least form, and say where their figures come from; the page takes them in."""
+
+import json
+
+import bench_page
+import pytest
+
+from benchmarks import explanations, gate, growth, training
+from loupe_core.fieldguide import fieldguide_set, species_of
+
+
+def test_the_gate_costs_few_parameters_and_operations(tmp_path):
+    rows = {row["what"]: row for row in gate.main(["--quick"], folder=tmp_path)["rows"]}
+    assert rows["parameters"]["gated"] - rows["parameters"]["bare"] == 9 * 192 * 12 + 12 + 12 + 1  # C = 192, C/16 = 12
+    assert 1 < rows["FLOPs an image"]["ratio"] < 1.01
+    assert all(row["bare"] > 0 and row["gated"] > 0 for row in rows.values())
+    kept = json.loads((tmp_path / "bench_gate.json").read_text())
+    assert kept["rows"][0]["what"] == "training step, s" and kept["provenance"]["processor"]
+
+
+def test_passes_of_explanations_are_counted(tmp_path):
+    rows = {row["method"]: row for row in explanations.main(["--quick"], folder=tmp_path)["rows"]}
+    assert [rows[name]["passes"] for name in ("mask", "grad_cam", "integrated_gradients")] == [1, 1, 50]
+    assert rows["occlusion"]["passes"] > 100 and rows["mask"]["ratio"] == 1
+
+
+def test_two_processes_train_as_one(tmp_path):
+    one, two = growth.by_processes(tmp_path, 160)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for epoch in ("loss, epoch 1", "loss, epoch 2"):
+        assert one[epoch] == pytest.approx(two[epoch], rel=1e-5)
+    assert one["loss, epoch 2"] < one["loss, epoch 1"]
+
+
+def test_more_images_are_listed_and_found(tmp_path):
+    (row,) = growth.by_images(tmp_path, (1000,))
+    assert row["images"] == 1000 and row["epoch, s"] > 0
+    root = growth.repeated(tmp_path / "base", tmp_path / "twice", 2)
+    assert len((root / "images.txt").read_text().splitlines()) == 2 * 1020
+
+
+@pytest.mark.parametrize("who", training.FOUR)
+def test_each_rival_trains_the_same_model(who, tmp_path):
+    pytest.importorskip({"lightning": "lightning", "hugging_face": "transformers"}.get(who, "torch"))
+    root = fieldguide_set(tmp_path, species_of(5), train=4, test=1, size=112)
+    epoch = training.Epoch("swin_micro", root, 2)
+    before = epoch.model.backbone.head.fc.weight.detach().clone()
+    getattr(epoch, who)()
+    assert len(epoch.marks) == 2 and epoch.seconds > 0
+    change = (epoch.model.backbone.head.fc.weight.detach().cpu() - before).abs().max()
+    assert 1e-6 < change < 3e-5  # Lion: two steps of at most 1e-5, and the decay
+
+
+def test_the_page_is_filled_from_the_files_and_says_what_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_page, "RESULTS", tmp_path)
+    page = "a\n<!-- bench: gate -->\nold\n<!-- /bench -->\nb\n<!-- bench: cards -->\n<!-- /bench -->\n"
+    assert bench_page.fill(page).count("*not measured yet: `make bench`*") == 2 and "old" not in bench_page.fill(page)
+    rows = [dict(what="parameters", bare=100, gated=10**8, ratio=1.0, least=1.0, largest=1.0),
+            dict(what="FLOPs an image", bare=1, gated=3 * 10**10, ratio=1.0, least=1.0, largest=1.0)]
+    (tmp_path / "bench_gate.json").write_text(json.dumps(dict(rows=rows)))
+    filled = bench_page.fill(page)
+    assert "| parameters | 100 | 100,000,000 | +0.000 % | +0.000 % | +0.000 % |" in filled
+    # 4 bytes x 1e8 x 2 x 7/8 over 450 GB/s
+    assert f"{4e8 * 2 * 7 / 8 / 450e9 * 1000:.4g}" in filled and "400 MB" in filled
