@@ -57,8 +57,10 @@ def training() -> str:
 
 
 def loader() -> str:
-    rows = read("loader").get("rows", [])
-    return table(rows, {key: key for key in rows[0]} if rows else {})
+    return table(read("loader").get("speed", []), dict(
+        augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, images/s",
+        cold_images_s="ours, cold", warm_images_s="ours, warm", warm_ratio="warm / theirs", warm_least="least",
+        warm_largest="largest"))
 
 
 def explanations() -> str:
