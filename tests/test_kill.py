@@ -14,8 +14,11 @@ import signal
 import sys
 import time
 
+import nbformat
+import papermill
 import pytest
 import torch
+from nbclient.exceptions import DeadKernelError
 from test_trainer import RECIPE, TRAIN, VAL, tiny_model
 
 from loupe_core import Recipe, Trainer
@@ -169,3 +172,39 @@ def test_the_command_line_stops_in_one_line_and_keeps_what_it_has(tmp_path, numb
     last_line = (tmp_path / "errors").read_text().strip().splitlines()[-1]
     assert last_line.startswith(f"loupe: training: stopped by {number.name} after ") and "resume" in last_line
     assert list((tmp_path / "run" / "states").iterdir())
+
+
+def test_a_notebook_whose_kernel_dies_goes_on_when_papermill_runs_it_again(tmp_path, whole):
+    source = f"""
+import os, sys, torch
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_kill import digest
+from test_trainer import RECIPE, TRAIN, VAL, Recipe, Trainer, tiny_model
+
+torch.set_num_threads(1)
+trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), OUT, progress=False)
+real = trainer._train_epoch
+
+def mortal(epoch, *rest):
+    if epoch == DIES_IN:
+        os.kill(os.getpid(), 9)
+    print("trains epoch", epoch + 1)
+    return real(epoch, *rest)
+
+trainer._train_epoch = mortal
+trainer.fit(resume=True)
+print(digest(trainer.model))
+"""
+    cells = [nbformat.v4.new_code_cell('OUT, DIES_IN = "", -1', metadata=dict(tags=["parameters"])),
+             nbformat.v4.new_code_cell(source)]
+    kernel = dict(kernelspec=dict(name="python3", language="python", display_name="Python 3"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "page.ipynb")
+
+    def run(**parameters) -> str:
+        done = papermill.execute_notebook(tmp_path / "page.ipynb", tmp_path / "done.ipynb", progress_bar=False,
+                                          parameters=dict(OUT=str(tmp_path / "run")) | parameters)
+        return done.cells[-1].outputs[0].text
+
+    with pytest.raises(DeadKernelError):
+        run(DIES_IN=2)
+    assert run() == f"trains epoch 3\ntrains epoch 4\n{whole[0]}\n"
