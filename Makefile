@@ -14,10 +14,11 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book test results bench fieldguide weights address chapter clean
+.PHONY: help book pdf test results bench fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
+	@echo "make pdf         print the built pages into book/_build/the-loupe.pdf (needs Chromium)"
 	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
@@ -30,6 +31,9 @@ help:
 
 book: $(INSTALLED)
 	@$(BIN)/python scripts/build_book.py
+
+pdf: $(INSTALLED)
+	@$(BIN)/python scripts/build_pdf.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests

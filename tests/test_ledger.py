@@ -4,6 +4,7 @@ import re
 
 import ledger
 import pytest
+import readme
 
 CLAIMS = ledger.ledger()["claims"]
 
@@ -56,3 +57,9 @@ def test_the_page_has_every_claim_once_and_counts_them():
     total = re.search(r"\*\*(\d+) claims:\*\* (.+)\.", page)
     assert int(total[1]) == len(CLAIMS) == sum(int(n) for n in re.findall(r"\d+", total[2]))
     assert len(re.findall(r"^\| (?!claim|---)", page, flags=re.M)) == len(CLAIMS)
+
+
+def test_the_readmes_table_is_the_ledgers():
+    text = readme.README.read_text()
+    assert readme.filled(text) == text, "python scripts/readme.py"
+    assert len(readme.table().splitlines()) == 2 + len(readme.CLAIMS)
