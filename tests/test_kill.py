@@ -65,7 +65,7 @@ def train(folder, die_at=None, after=None) -> tuple:
     last = None
     try:
         if after is not None and ours.poll(60):
-            ours.recv()
+            last = ours.recv()  # "begun", or the result where nothing was left to train
             time.sleep(after)
             process.kill()
         while True:
