@@ -203,7 +203,7 @@ print(digest(trainer.model))
     def run(**parameters) -> str:
         done = papermill.execute_notebook(tmp_path / "page.ipynb", tmp_path / "done.ipynb", progress_bar=False,
                                           parameters=dict(OUT=str(tmp_path / "run")) | parameters)
-        return done.cells[-1].outputs[0].text
+        return "".join(output.text for output in done.cells[-1].outputs)
 
     with pytest.raises(DeadKernelError):
         run(DIES_IN=2)
