@@ -35,37 +35,41 @@ def _text(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-SPREAD = dict(ratio="ratio", least="least", largest="largest")
+SPREAD = dict(ratio="ratio", span="single rounds")
+
+
+def spread(row: dict, least: str = "least", largest: str = "largest") -> dict:
+    return row | dict(span=f"{_text(row[least])} to {_text(row[largest])}")
 
 
 def gate() -> str:
-    rows = [row | {k: f"{100 * (row[k] - 1):+.3f} %" for k in SPREAD} for row in read("gate").get("rows", [])]
-    columns = dict(what="Swin-Base", bare="bare", gated="with the gate", ratio="difference")
-    return table(rows, columns | dict(least="least", largest="largest"))
+    rows = [row | {k: f"{100 * (row[k] - 1):+.3f} %" for k in ("ratio", "least", "largest")}
+            for row in read("gate").get("rows", [])]
+    columns = dict(what="Swin-Base", bare="bare", gated="with the gate", ratio="difference", span="single rounds")
+    return table(list(map(spread, rows)), columns)
 
 
 def training() -> str:
     found = read("training")
     names = {"trainer": "this `Trainer`", "plain": "plain loop, fp32", "lightning": "Lightning",
              "hugging_face": "Hugging Face's Trainer"}
-    rows = [row | dict(who=names[row["who"]]) for row in found.get("rows", [])]
+    rows = [spread(row) | dict(who=names[row["who"]]) for row in found.get("rows", [])]
     columns = {"case": "model", "who": "trained by", "images/s": "images/s",
-               "trainer's speed": "`Trainer` is faster by"} | {k: k for k in ("least", "largest", "peak MiB")}
+               "trainer's speed": "`Trainer` is faster by", "span": "single rounds", "peak MiB": "peak MiB"}
     shares = [{k: v if k == "case" else f"{v:.1%}" for k, v in row.items()} for row in found.get("shares", [])]
     parts = ("case", "data", "forward", "backward", "optimizer", "rest")
     return table(rows, columns) + "\nWhere the `Trainer`'s time goes:\n\n" + table(shares, {k: k for k in parts})
 
 
 def loader() -> str:
-    return table(read("loader").get("speed", []), dict(
-        augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, images/s",
-        cold_images_s="ours, cold", warm_images_s="ours, warm", warm_ratio="warm / theirs", warm_least="least",
-        warm_largest="largest"))
+    rows = [spread(row, "warm_least", "warm_largest") for row in read("loader").get("speed", [])]
+    return table(rows, dict(augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, img/s",
+                            cold_images_s="cold", warm_images_s="warm", warm_ratio="ratio, warm", span="single rounds"))
 
 
 def explanations() -> str:
     columns = dict(method="method", passes="passes", ms="ms an image") | SPREAD
-    return table(read("explanations").get("rows", []), columns)
+    return table(list(map(spread, read("explanations").get("rows", []))), columns)
 
 
 def growth() -> str:

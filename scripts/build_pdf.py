@@ -64,7 +64,7 @@ def print_pages(html: Path, names: list[str], out: Path) -> int:
                 page.wait_for_timeout(1000)  # what scripts draw: explorers, the laboratory
                 page.add_style_tag(content=PRINT)
                 margin = dict(top="15mm", bottom="15mm", left="15mm", right="15mm")
-                sheets = PdfReader(io.BytesIO(page.pdf(format="A4", print_background=True, margin=margin)))
+                sheets = PdfReader(io.BytesIO(page.pdf(format="A4", scale=0.8, print_background=True, margin=margin)))
                 title = page.title().partition(" — ")[0]
                 first = len(writer.pages)
                 for sheet in sheets.pages:
