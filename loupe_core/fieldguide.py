@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from loupe_core.birdplate import PARTS, Drawing, paint
@@ -169,8 +170,10 @@ def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int
     """
     key = zlib.crc32(_describe(species, train, test, size, seed, weather).encode())
     root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
-    return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather,
-                            workers=workers)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(root.name + ".lock")):  # several processes may ask at once
+        return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather,
+                                workers=workers)
 
 
 def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,

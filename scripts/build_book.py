@@ -233,7 +233,8 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
     write_ledger(source / "ledger.md")
     scaling = source / "scaling_up.md"
-    scaling.write_text(bench_page.fill(scaling.read_text()))
+    if scaling.is_file():
+        scaling.write_text(bench_page.fill(scaling.read_text()))
     config = source.with_name("config.yml")
     config.write_text(yaml.safe_dump(configuration(source)))
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]

@@ -64,7 +64,7 @@ def test_no_more_is_kept_than_the_limit_and_the_rest_is_decoded(photographs, mon
 
 
 def test_a_photograph_larger_than_its_place_is_decoded(photographs, monkeypatch):
-    monkeypatch.setattr(_PixelFile, "SLOT", 2**18)
+    monkeypatch.setattr(_PixelFile, "SLOT", 2**12)
     dataset = open_all(photographs)
     assert all(map(np.array_equal, pixels(dataset), pixels(dataset))) and bytes_kept(dataset) == 0
 
