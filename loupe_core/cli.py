@@ -43,7 +43,7 @@ def train(args) -> None:
         options = recipe.train_transform_options() if split == "train" else dict(train=False)
         sets[split] = open_set(args.data, split, cache=args.cache,
                                transform=transforms_for(model.data_config, **options))
-    trainer = Trainer(model, sets["train"], sets["val"], recipe, args.out)
+    trainer = Trainer(model, sets["train"], sets["val"], recipe, args.out, tracker=args.track)
     print(f"{len(sets['train'])} training and {len(sets['val'])} validation images of {len(names)} classes, "
           f"{args.backbone}, precision {trainer.accelerator.mixed_precision}, {trainer.accelerator.device}")
     rows = trainer.fit(resume=args.resume)
@@ -184,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", choices=("paper", "small"), default="paper", help="starting values of the options below")
     p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
     p.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
+    p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
     p.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
     for f in dataclasses.fields(Recipe):
         p.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=argparse.SUPPRESS,

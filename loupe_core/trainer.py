@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from lion_pytorch import Lion
 from torch.utils.data import DataLoader
@@ -159,13 +160,14 @@ class Trainer:
             `resume`), ``log.jsonl`` and ``recipe.json``. None keeps all in memory. Every write is whole or as it was
             before: a process may be killed at any moment, and `resume` then ends with the same weights.
         progress: show a bar with the time left.
+        tracker: also send every epoch's row to "tensorboard", "wandb" or another of Accelerate's trackers.
 
     Raises:
-        LoupeError: an empty training set, or labels that the model has no class for.
+        LoupeError: an empty training set, labels that the model has no class for, or a tracker that is not installed.
     """
 
     def __init__(self, model, train_set, val_set=None, recipe: Recipe | None = None, out_dir=None,
-                 progress: bool = True):
+                 progress: bool = True, tracker: str | None = None):
         self.recipe = recipe or Recipe()
         self.model, self.train_set, self.val_set, self.progress = model, train_set, val_set, progress
         self.out_dir = Path(out_dir) if out_dir else None
@@ -178,8 +180,14 @@ class Trainer:
         if precision == "auto":
             precision = pick_precision(Accelerator().device)
             AcceleratorState._reset_state()
+        trackers = [t.value for t in get_available_trackers()]
+        if tracker is not None and tracker not in trackers:
+            there = ", ".join(trackers) or "none is"
+            raise LoupeError(f"tracker: found {tracker!r}, expected one that is installed: {there}")
         self.accelerator = Accelerator(
             mixed_precision=precision,
+            log_with=tracker,
+            project_dir=str(self.out_dir or "."),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
@@ -213,6 +221,7 @@ class Trainer:
         self.history, self._best_loss, self._best_weights, self._stale = [], math.inf, None, 0
         try:
             self._begin(resume)
+            self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
             with bar, _on_signals(self._stop):
@@ -231,6 +240,8 @@ class Trainer:
             # prepare() wrapped the model's forward for mixed precision; give the plain model back
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("forward", None)
+            for tracker in getattr(self.accelerator, "trackers", []):
+                tracker.finish()  # not end_training, which would also end the group of processes
             self.accelerator.free_memory()
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
@@ -377,6 +388,7 @@ class Trainer:
 
     def _end_epoch(self, model, row: dict):
         self.history.append(row)
+        self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
         plain = self.accelerator.unwrap_model(model)
         better = True  # without a validation split every epoch counts as the best so far
         if "val_loss" in row:

@@ -260,3 +260,22 @@ def test_precision_follows_the_card(monkeypatch, bf16, expected):
 def test_precision_follows_the_processor(monkeypatch, has, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert pick_precision(torch.device("cpu")) == expected
+
+
+def test_a_tracker_is_sent_every_epochs_row(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**(RECIPE | dict(epochs=2))), tmp_path, progress=False,
+                      tracker="tensorboard")
+    trainer.fit()
+    events = EventAccumulator(str(tmp_path / "loupe")).Reload()
+    sent = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for name in ("loss", "val_loss", "mask_mean"):
+        assert sent[name] == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in trainer.history]
+    assert set(sent) >= set(trainer.history[0]) - {"epoch"}
+
+
+def test_a_tracker_that_is_not_there_is_refused():
+    with pytest.raises(LoupeError, match="tracker: found 'pigeon', expected one that is installed"):
+        Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), progress=False, tracker="pigeon")
