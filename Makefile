@@ -36,8 +36,8 @@ pdf: $(INSTALLED)
 	@$(BIN)/python scripts/build_pdf.py
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval book -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval book -n 2 --dist loadfile --no-loadscope-reorder
 
 results: $(INSTALLED)
 	$(BIN)/python scripts/record_results.py $(GRID)

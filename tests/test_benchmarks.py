@@ -3,9 +3,11 @@
 import json
 
 import bench_page
+import numpy as np
 import pytest
 
 from benchmarks import explanations, gate, growth, training
+from loupe_core import CUB200
 from loupe_core.fieldguide import fieldguide_set, species_of
 
 
@@ -33,10 +35,10 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 def test_more_images_are_listed_and_found(tmp_path):
-    (row,) = growth.by_images(tmp_path, (1000,))
-    assert row["images"] == 1000 and row["epoch, s"] > 0
-    root = growth.repeated(tmp_path / "base", tmp_path / "twice", 2)
-    assert len((root / "images.txt").read_text().splitlines()) == 2 * 1020
+    base = fieldguide_set(tmp_path, species_of(1), train=3, test=1, size=32)
+    root = growth.repeated(base, tmp_path / "three", 3)
+    assert len(CUB200(root, "train", val_fraction=0)) == 3 * 4 * 3
+    assert np.array_equal(*(CUB200(root, "test").image(i) for i in (0, 4)))  # the first bird and its copy
 
 
 @pytest.mark.parametrize("who", training.FOUR)
