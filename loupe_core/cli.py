@@ -93,7 +93,7 @@ def _add_to_card(file: Path, line: str) -> None:
     if "## Metrics" not in kept:
         raise LoupeError(f"--card: {file} has no line '## Metrics'; expected the model card that a training wrote")
     at = kept.index("## Metrics") + 1
-    write_whole(file, "\n".join([*kept[:at], "", line, *kept[at + (kept[at] == ""):]]) + "\n")
+    write_whole(file, "\n".join([*kept[:at], "", line, *kept[at + (kept[at : at + 1] == [""]):]]) + "\n")
 
 
 def explain(args) -> None:

@@ -84,6 +84,9 @@ def test_a_training_writes_a_card_and_evaluate_adds_to_it(birds, tmp_path, capsy
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("test accuracy"))
     assert file.read_text().count(f"- {line}\n") == 1 and "validation accuracy" in file.read_text()
     assert "## Limits" in file.read_text()
+    file.write_text("## Metrics")  # and nothing below it
+    assert main(["evaluate", str(birds), "--checkpoint", str(out / "best"), "--card"]) == 0
+    assert file.read_text() == f"## Metrics\n\n- {line}\n"
     file.write_text("something else")
     refused(capsys, "evaluate", birds, "--checkpoint", out / "best", "--card", says="no line '## Metrics'")
     assert file.read_text() == "something else"
