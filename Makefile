@@ -14,12 +14,13 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test results bench fieldguide weights address chapter clean
+.PHONY: help book pdf test environments results bench fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
 	@echo "make pdf         print the built pages into book/_build/the-loupe.pdf (needs Chromium)"
 	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
+	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
@@ -39,6 +40,10 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval book -n 2 --dist loadfile --no-loadscope-reorder
 
+environments: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[environments]'
+	LOUPE_ENVIRONMENTS=1 $(BIN)/python -m pytest tests/test_environments.py
+
 results: $(INSTALLED)
 	$(BIN)/python scripts/record_results.py $(GRID)
 
@@ -50,7 +55,7 @@ fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide
 
 weights: $(INSTALLED)
-	$(BIN)/python -m loupe_core.pretrain
+	$(BIN)/python scripts/pretrain.py
 
 address: $(INSTALLED)
 	@$(BIN)/python scripts/address.py $(URL)
