@@ -111,14 +111,6 @@ def species_of(groups: int | list[str] = 5) -> tuple[Species, ...]:
     return tuple(s for s in SPECIES if s.group in groups)
 
 
-def random_attributes(rng: np.random.Generator) -> dict[str, str]:
-    """Attributes of a random species that is none of the book's (those stay unseen in pretraining)."""
-    while True:
-        attributes = {a: values[rng.integers(len(values))] for a, values in ATTRIBUTES.items()}
-        if not any(attributes == s.attributes for s in SPECIES):
-            return attributes
-
-
 def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twigs: bool = True,
          area: tuple[float, float] = (0.15, 0.60), weather: float = 0.0) -> Drawing:
     """Draws one bird.

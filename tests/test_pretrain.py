@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from pretrain import draw_set, main, random_attributes, zoom
 from safetensors.torch import load_file
 
 import loupe_core  # noqa: F401  (registers swin_micro)
 from loupe_core.fieldguide import ATTRIBUTES, SPECIES, draw
-from loupe_core.pretrain import draw_set, main, zoom
 from loupe_core.swin_micro import WEIGHTS
 
 
@@ -59,6 +59,12 @@ def test_the_weights_read_a_crown_that_random_weights_do_not():
         w = torch.linalg.solve(ridge, f[train].T @ torch.eye(4).double()[answer[train]])
         accuracy[pretrained] = ((f[test] @ w).argmax(1) == answer[test]).double().mean().item()
     assert accuracy[True] > 0.85 and accuracy[False] < 0.7
+
+
+def test_pretraining_never_draws_a_book_species():
+    rng = np.random.default_rng(0)
+    book = [s.attributes for s in SPECIES]
+    assert not any(random_attributes(rng) in book for _ in range(2000))
 
 
 def test_the_augmenting_zoom_keeps_the_whole_bird_in_view():

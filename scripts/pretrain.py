@@ -1,4 +1,4 @@
-"""Makes the weights of ``swin_micro``: ``python -m loupe_core.pretrain`` (or ``make weights``).
+"""Make the weights of ``swin_micro``: ``python scripts/pretrain.py`` (or ``make weights``).
 
 The backbone learns to read every attribute of random birds whose species are none of the book's, as Swin-Base has
 learned ImageNet-22k's classes before it meets CUB. It gets image-level labels only: no box, part or segmentation
@@ -25,10 +25,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from loupe_core.errors import LoupeError
-from loupe_core.fieldguide import ATTRIBUTES, draw, random_attributes
+from loupe_core.fieldguide import ATTRIBUTES, SPECIES, draw
 from loupe_core.swin_micro import WEIGHTS
 
 SIZE = 112
+
+
+def random_attributes(rng: np.random.Generator) -> dict[str, str]:
+    """Attributes of a random species that is none of the book's (those stay unseen in pretraining)."""
+    while True:
+        attributes = {a: values[rng.integers(len(values))] for a, values in ATTRIBUTES.items()}
+        if not any(attributes == s.attributes for s in SPECIES):
+            return attributes
 
 
 def _draw_one(job) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -159,7 +167,7 @@ def _save(model: AttributeReader, rows: list[dict], out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m loupe_core.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     for name, kind in dict(birds=int, epochs=int, batch_size=int, lr=float, matrix_lr=float, seed=int).items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS)
