@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
+from loupe_core.sites import check_images, eval_mode, gate_of
 from loupe_core.statistics import mcnemar
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -85,8 +86,7 @@ def replace_mask(gate: Gate, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None, *,
-                site: str | None = None, seed: int = 0, batch: int = 64,
-                only: Sequence[str] | None = None) -> dict[str, Effect]:
+                site: str | None = None, seed: int = 0, only: Sequence[str] | None = None) -> dict[str, Effect]:
     """Effects of other masks in the place of a gate's own, by name, each against the own mask.
 
     - "own": the mask itself, for its answers.
@@ -102,54 +102,46 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
         images: `(N, 3, H, W)`, normalised.
         labels: (N,) whole numbers, for `right`.
         site: whose gate, where the model has several.
-        batch: images a forward pass.
         only: names of the rows to compute, where not all are needed; "own" always is.
 
     Raises:
         LoupeError: the model has no gate, several and no `site`, or not this one; images or labels have a wrong shape;
             a name in `only` is unknown.
     """
-    gate = _gate(model, site)
-    if not torch.is_tensor(images) or images.ndim != 4 or len(images) == 0:
-        found = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-        raise LoupeError(f"gate_effect: found images {found}; expected a tensor (N, 3, H, W) of one image or more")
+    gate = gate_of(model, site)
+    check_images(images)
     if labels is not None and tuple(labels.shape) != (len(images),):
         raise LoupeError(f"gate_effect: found labels {tuple(labels.shape)} for {len(images)} images; expected "
                          f"({len(images)},), one for each image")
-    if batch < 1:
-        raise LoupeError(f"gate_effect: found batch={batch}; expected 1 image or more")
     names = [*ROWS, *(f"{name}, eps 0" for name in ROWS)]
     if unknown := set(only or ()) - set(names):
         raise LoupeError(f"gate_effect: found only={sorted(unknown)[0]!r}; expected some of {'; '.join(names)}")
-    wanted = [name for name in names if only is None or name in only]
-    changes = {"own": lambda: lambda mask: mask, "mean": lambda: mean, "blocks": lambda: blocks,
-               "within": lambda: within, "shuffled": lambda: shuffled(seed), "ones": lambda: torch.ones_like}
+    wanted = names if only is None else [name for name in names if name in only]
+    changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, ones=torch.ones_like)
+    effects: dict[str, Effect] = {}
 
-    def answers(change):
+    def answers(name):
         weight = next(model.parameters())
-        with replace_mask(gate, change):
-            return torch.cat([model(part.to(weight)).double().cpu() for part in images.split(batch)])
+        with replace_mask(gate, shuffled(seed) if name == "shuffled" else changes[name]):
+            return torch.cat([model(part.to(weight)).double().cpu() for part in images.split(64)])
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            own = answers(changes["own"]())
-            effects = {"own": _effect(own, own, labels)}
-            for name in ROWS[1:]:
-                if name in wanted:
-                    effects[name] = _effect(answers(changes[name]()), own, labels)
-            norm = next_norm(model, gate, images[:1])
-            if norm is not None and any(name.endswith("eps 0") for name in wanted):
-                with _without_eps(norm):
-                    reference = answers(changes["own"]())
-                    effects["own, eps 0"] = _effect(reference, own, labels)
-                    for name in ROWS[1:]:
-                        if f"{name}, eps 0" in wanted:
-                            effects[f"{name}, eps 0"] = _effect(answers(changes[name]()), reference, labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    def measure(suffix, reference=None):
+        own = answers("own")
+        effects["own" + suffix] = _effect(own, own if reference is None else reference, labels)
+        for name in ROWS[1:]:
+            if name + suffix in wanted:
+                effects[name + suffix] = _effect(answers(name), own, labels)
+        return own
+
+    with eval_mode(model), torch.no_grad():
+        own = measure("")
+        norm = next_norm(model, gate, images[:1])
+        if norm is not None and any(name.endswith("eps 0") for name in wanted):
+            eps, norm.eps = norm.eps, TINY
+            try:
+                measure(", eps 0", own)
+            finally:
+                norm.eps = eps
     return effects
 
 
@@ -201,26 +193,6 @@ def conclusion(effects: dict[str, Effect]) -> str:
                  f"(right only with the own mask {only_own}, only with the mean {only_flat}, p = {p:.2g}, "
                  f"n = {len(own)})")
     return line + "."
-
-
-def _gate(model: nn.Module, site: str | None) -> Gate:
-    gates = {gate.site.name: gate for gate in getattr(model, "gates", {}).values()}
-    if not gates:
-        raise LoupeError(f"gate_effect: found no gate in this {type(model).__name__}; expected a LoupeModel with a "
-                         "site")
-    site = next(iter(gates)) if site is None and len(gates) == 1 else site
-    if site not in gates:
-        raise LoupeError(f"gate_effect: found site={site!r}; expected site= one of {', '.join(gates)}")
-    return gates[site]
-
-
-@contextmanager
-def _without_eps(norm: nn.LayerNorm) -> Iterator[None]:
-    eps, norm.eps = norm.eps, TINY
-    try:
-        yield
-    finally:
-        norm.eps = eps
 
 
 def _effect(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor | None) -> Effect:

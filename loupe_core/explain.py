@@ -23,17 +23,20 @@ from loupe_core.errors import LoupeError
 from loupe_core.sites import (
     Layout,
     Site,
+    check_images,
+    eval_mode,
     find_layout,
     find_sites,
+    gate_of,
     locate,
     observe,
     put_back,
-    select,
     to_maps,
     token_grid,
 )
 
 SWIN = (SwinTransformer, SwinTransformerV2)
+BATCH = 64  # images at once, where a map takes many
 
 
 def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **options) -> torch.Tensor:
@@ -41,9 +44,9 @@ def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **
 
     - "mask": the gate's own cells. Option: `site`, where the model has several gates.
     - "grad_cam": the cells of a site. Option: `site`; by default the features that the classifier reads.
-    - "integrated_gradients": pixels, signed. Options: `steps` = 50, `batch` = 64 images.
+    - "integrated_gradients": pixels, signed. Option: `steps` = 50.
     - "rollout": patches; the same for any target.
-    - "occlusion": pixels, signed. Options: `window` and `stride`, px, a 7th and a 14th of the image; `batch` = 64.
+    - "occlusion": pixels, signed. Options: `window` and `stride`, px, a 7th and a 14th of the image.
 
     The model runs in eval mode. Afterwards its modes, hooks, fused attention and gradients are what they were.
 
@@ -59,21 +62,13 @@ def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **
     """
     if method not in METHODS:
         raise LoupeError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
-    if not torch.is_tensor(images) or images.ndim != 4 or len(images) == 0:
-        found = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-        raise LoupeError(f"images: found {found}, expected a tensor (B, 3, H, W) of one image or more")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = images.detach().to(next(model.parameters()), copy=True)
-            for gate in getattr(model, "gates", {}).values():
-                gate.input_size = tuple(x.shape[-2:])
-            target = None if method in ("mask", "rollout") else _classes(model, x, target)
-            return METHODS[method](model, x, target, **options).detach().float()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    check_images(images)
+    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+        x = images.detach().to(next(model.parameters()), copy=True)
+        for gate in getattr(model, "gates", {}).values():
+            gate.input_size = tuple(x.shape[-2:])
+        target = None if method in ("mask", "rollout") else _classes(model, x, target)
+        return METHODS[method](model, x, target, **options).detach().float()
 
 
 @dataclass
@@ -106,15 +101,11 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
 
 
 def _mask(model, x, target, site: str | None = None) -> torch.Tensor:
-    gates = {gate.site.name: gate.site for gate in getattr(model, "gates", {}).values()}
-    site = next(iter(gates)) if site is None and len(gates) == 1 else site
-    if site not in gates:
-        expected = f"site= one of {', '.join(gates)}" if gates else "a LoupeModel with a site"
-        raise LoupeError(f"no mask for site={site!r} in this {type(model).__name__}; expected {expected}")
+    gate = gate_of(model, site)
     with torch.no_grad():
         masks = model(x, return_mask=True)[1]
-    mask = masks if model.one_mask else masks[list(gates).index(site)]
-    return _without_padding(mask[:, 0], _backbone(model), gates[site], x)
+    mask = masks if model.one_mask else masks[list(model.gates.values()).index(gate)]
+    return _without_padding(mask[:, 0], model.backbone, gate.site, x)
 
 
 def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
@@ -124,7 +115,7 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     probe = nn.Identity()  # sees the features as (B, C, h, w), which is how captum's Grad-CAM reads them
 
     def hook(module, inputs, output):
-        return put_back(probe(to_maps(select(output, layout), layout, size)), output, layout)
+        return put_back(probe(to_maps(output, layout, size)), output, layout)
 
     handle = backbone.get_submodule(place.module).register_forward_hook(hook)
     try:  # the image asks for a gradient, so that a frozen backbone passes one on too
@@ -137,22 +128,22 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     return _without_padding(F.relu(cam), backbone, place, x)
 
 
-def _integrated_gradients(model, x, target, steps: int = 50, batch: int = 64) -> torch.Tensor:
+def _integrated_gradients(model, x, target, steps: int = 50) -> torch.Tensor:
     """Sundararajan et al. 2017, from the mean colour to the image; the sum over the colours, so it keeps its sign."""
     method = IntegratedGradients(model)
-    parts = [method.attribute(x[i : i + batch], 0, target[i : i + batch], n_steps=steps, internal_batch_size=batch)
-             for i in range(0, len(x), batch)]  # captum takes no batch smaller than the number of images
+    parts = [method.attribute(x[i : i + BATCH], 0, target[i : i + BATCH], n_steps=steps, internal_batch_size=BATCH)
+             for i in range(0, len(x), BATCH)]  # captum takes no batch smaller than the number of images
     return torch.cat(parts).sum(1)
 
 
-def _occlusion(model, x, target, window: int | None = None, stride: int | None = None, batch: int = 64) -> torch.Tensor:
+def _occlusion(model, x, target, window: int | None = None, stride: int | None = None) -> torch.Tensor:
     """Zeiler and Fergus 2014: the fall of the logit under a square of the mean colour. A pixel has the mean of all
     squares that hide it."""
     window = window or max(min(x.shape[-2:]) // 7, 1)
     stride, colours = stride or max(window // 2, 1), x.shape[1]
     with torch.no_grad():
         falls = Occlusion(model).attribute(x, (colours, window, window), (colours, stride, stride), 0, target,
-                                           perturbations_per_eval=max(batch // len(x), 1))
+                                           perturbations_per_eval=max(BATCH // len(x), 1))
     return falls[:, 0]  # the same in every colour
 
 

@@ -23,7 +23,7 @@ from torch import nn
 import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
-from loupe_core.sites import Layout, Site, locate, one_line, put_back, select, to_maps
+from loupe_core.sites import Layout, Site, locate, one_line, put_back, to_maps
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
@@ -87,7 +87,7 @@ class SiteGate(Gate):
 
     def hook(self, module: nn.Module, inputs: tuple, output):
         """Called by the site's module; returns its output with the features gated, in the backbone's own layout."""
-        gated, mask = self(to_maps(select(output, self.layout), self.layout, self.input_size))
+        gated, mask = self(to_maps(output, self.layout, self.input_size))
         if self.masks is not None:
             self.masks.append(mask)
         return put_back(gated, output, self.layout)

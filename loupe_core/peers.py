@@ -12,7 +12,7 @@ from torch import nn
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Loupe
 from loupe_core.model import LoupeModel
-from loupe_core.sites import locate, put_back, select, to_maps
+from loupe_core.sites import locate, put_back, to_maps
 
 
 class SelfAttentionMask(nn.Module):
@@ -83,7 +83,7 @@ def put_after(model: LoupeModel, module: nn.Module, site: str = "stage2") -> Lou
     model.peer = module
 
     def hook(stage, inputs, output):
-        return put_back(module(to_maps(select(output, layout), layout, model.img_size)), output, layout)
+        return put_back(module(to_maps(output, layout, model.img_size)), output, layout)
 
     model.backbone.get_submodule(place.module).register_forward_hook(hook)
     return model

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from loupe_core.audit import blocks, mean
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
 from loupe_core.model import LoupeModel
@@ -27,17 +28,15 @@ def backward_mask(mask: torch.Tensor, kind: str, generator: torch.Generator | No
 
     Args:
         mask: M, `(B, 1, H, W)`.
-        kind: "even": the image's mean of M. "blocks": the mean over each 2 x 2 cells, which patch merging joins (of
-            what there is, at the edge of an odd grid). "shuffled": M with the image's cells in another order. All
-            others: M.
+        kind: "even": the image's mean of M. "blocks": the mean over each 2 x 2 cells, see `audit.blocks`. "shuffled":
+            M with the image's cells in another order. All others: M.
         generator: of the orders; None takes torch's own.
     """
     B, _, H, W = mask.shape
     if kind == "even":
-        return mask.mean((2, 3), keepdim=True).expand_as(mask)
+        return mean(mask)
     if kind == "blocks":
-        means = F.avg_pool2d(mask, 2, ceil_mode=True, count_include_pad=False)
-        return means.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :H, :W]
+        return blocks(mask)
     if kind == "shuffled":
         order = torch.rand(B, 1, H * W, generator=generator).argsort(2).to(mask.device)
         return mask.flatten(2).gather(2, order).view_as(mask)

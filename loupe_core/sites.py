@@ -103,7 +103,7 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
                 f"expected features of {site.channels} channels as (B, C, H, W), (B, H, W, C) or (B, tokens, C): "
                 "choose another site"
             )
-        maps = to_maps(select(output, layout), layout, input_size)
+        maps = to_maps(output, layout, input_size)
         if layout.fmt == "NLC" and not name.endswith(".inside"):
             _check_reading_order(backbone, x, site, maps)
         found.append((replace(site, channels=maps.shape[1]), layout))
@@ -124,7 +124,7 @@ def observe(backbone: nn.Module, x: torch.Tensor, names: Iterable[str]) -> dict[
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in names if name in modules]
     try:
-        with _eval_mode(backbone):
+        with eval_mode(backbone):
             backbone(x)
     except Exception as error:  # each backbone has its own way to say that an image has the wrong size
         H, W = x.shape[-2:]
@@ -163,11 +163,6 @@ def find_layout(backbone: nn.Module, output: object, site: Site, input_size: tup
     return None
 
 
-def select(output: object, layout: Layout) -> torch.Tensor:
-    """The features in a module's output."""
-    return output if layout.item is None else output[layout.item]
-
-
 def token_grid(tokens: int, input_size: tuple[int, int]) -> tuple[int, int] | None:
     """(h, w) with h * w = tokens and the image's aspect ratio; None where there is no such grid."""
     H, W = input_size
@@ -175,8 +170,9 @@ def token_grid(tokens: int, input_size: tuple[int, int]) -> tuple[int, int] | No
     return (h, w) if h * w == tokens > 0 else None
 
 
-def to_maps(x: torch.Tensor, layout: Layout, input_size: tuple[int, int]) -> torch.Tensor:
-    """Features in the backbone's own layout -> `(B, C, H, W)`, a view. `input_size`: (H, W) of the image."""
+def to_maps(output: object, layout: Layout, input_size: tuple[int, int]) -> torch.Tensor:
+    """The features in a module's output -> `(B, C, H, W)`, a view. `input_size`: (H, W) of the image."""
+    x = output if layout.item is None else output[layout.item]
     if layout.fmt == "NCHW":
         return x
     if layout.fmt == "NHWC":
@@ -190,22 +186,39 @@ def to_maps(x: torch.Tensor, layout: Layout, input_size: tuple[int, int]) -> tor
     return x[:, layout.prefix :].transpose(1, 2).unflatten(2, grid)
 
 
-def from_maps(maps: torch.Tensor, x: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """The way back from `to_maps`: maps `(B, C, H, W)` -> the layout of x, with x's prefix tokens as they were."""
-    if layout.fmt == "NCHW":
-        return maps
-    if layout.fmt == "NHWC":
-        return maps.permute(0, 2, 3, 1)
-    tokens = maps.flatten(2).transpose(1, 2)
-    return torch.cat([x[:, : layout.prefix], tokens], dim=1) if layout.prefix else tokens
-
-
 def put_back(maps: torch.Tensor, output: object, layout: Layout):
-    """A module's output with `maps` `(B, C, H, W)` in place of its features, in the layout that they had."""
-    features = from_maps(maps, select(output, layout), layout)
+    """The way back: a module's output with `maps` `(B, C, H, W)` in place of its features, in the layout they had."""
+    if layout.fmt == "NCHW":
+        features = maps
+    elif layout.fmt == "NHWC":
+        features = maps.permute(0, 2, 3, 1)
+    else:
+        x = output if layout.item is None else output[layout.item]
+        features = torch.cat([x[:, : layout.prefix], maps.flatten(2).transpose(1, 2)], dim=1)
     if layout.item is None:
         return features
     return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
+
+
+def gate_of(model: nn.Module, site: str | None = None) -> nn.Module:
+    """The gate of a `LoupeModel` at a site; None means the only one.
+
+    Raises:
+        LoupeError: the model has no gate, none at this site, or several and no `site`.
+    """
+    gates = {gate.site.name: gate for gate in getattr(model, "gates", {}).values()}
+    name = next(iter(gates)) if site is None and len(gates) == 1 else site
+    if name not in gates:
+        expected = f"site= one of {', '.join(gates)}" if gates else "a LoupeModel with a site"
+        raise LoupeError(f"found no gate for site={site!r} in this {type(model).__name__}; expected {expected}")
+    return gates[name]
+
+
+def check_images(images: object) -> None:
+    """Raises LoupeError for anything but a tensor `(B, 3, H, W)` of one image or more."""
+    if not torch.is_tensor(images) or images.ndim != 4 or len(images) == 0:
+        found = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
+        raise LoupeError(f"images: found {found}, expected a tensor (B, 3, H, W) of one image or more")
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -215,10 +228,10 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 
 @contextmanager
-def _eval_mode(backbone: nn.Module):
+def eval_mode(model: nn.Module):
     """Eval mode for a while; afterwards each module has its own mode again (a frozen BatchNorm stays in eval mode)."""
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
         yield
     finally:
@@ -243,7 +256,7 @@ def _reference(backbone: nn.Module, x: torch.Tensor, site: Site) -> torch.Tensor
     """The site's features `(1, C, h, w)` as timm's own forward_intermediates gives them, where a model has it."""
     if not hasattr(backbone, "forward_intermediates"):
         return None
-    with _eval_mode(backbone):
+    with eval_mode(backbone):
         return backbone.forward_intermediates(x, indices=[site.index], intermediates_only=True)[0]
 
 
@@ -254,8 +267,8 @@ def _find_by_value(backbone: nn.Module, x: torch.Tensor, site: Site) -> tuple[Si
     for name, output in outputs.items():
         layout = find_layout(backbone, output, site, input_size)
         if layout:
-            maps = to_maps(select(output, layout), layout, input_size)
-            if torch.equal(maps, reference):  # exactly: a block whose branch starts near zero returns almost its input
+            # exactly equal: a block whose branch starts near zero returns almost its input
+            if torch.equal(to_maps(output, layout, input_size), reference):
                 return replace(site, module=name), layout
     raise LoupeError(
         f"site {site.name!r} of {type(backbone).__name__}: feature_info names module '{site.module}', which is missing "

@@ -128,15 +128,8 @@ def test_integrated_gradients_sum_to_the_difference_of_the_logits():
     model, x = swin(), images(3)
     with torch.no_grad():
         difference = (model(x) - model(0 * x))[range(3), [0, 4, 2]]
-    total = explain(model, x, "integrated_gradients", target=[0, 4, 2], batch=20).sum((1, 2))
+    total = explain(model, x, "integrated_gradients", target=[0, 4, 2]).sum((1, 2))
     torch.testing.assert_close(total, difference, atol=0.01, rtol=0.01)
-
-
-def test_batches_change_nothing():
-    model, x = swin(), images(3)
-    for method in ("integrated_gradients", "occlusion"):
-        whole, parts = (explain(model, x, method, 1, **QUICK[method], batch=batch) for batch in (64, 2))
-        torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4)
 
 
 def test_occlusion_is_a_loop_over_windows():
@@ -311,10 +304,10 @@ def test_nothing_is_left_behind_even_after_an_error(kind, method, fails, monkeyp
     (lambda: explain(swin(), images(), "grad_cam", target=[1]), r"target: found \[1\]"),
     (lambda: explain(swin(), images(), "grad_cam", target=0.5), "target: found 0.5"),
     (lambda: explain(swin(), images(), "grad_cam", site="stage9"), "site 'stage9' is unknown"),
-    (lambda: explain(swin(site=()), images(), "mask"), "no mask for site=None .* expected a LoupeModel with a site"),
-    (lambda: explain(vit(), images(H=64, W=64), "mask"), "no mask for site=None in this VisionTransformer"),
+    (lambda: explain(swin(site=()), images(), "mask"), "no gate for site=None .* expected a LoupeModel with a site"),
+    (lambda: explain(vit(), images(H=64, W=64), "mask"), "no gate for site=None in this VisionTransformer"),
     (lambda: explain(swin(site=["stage1", "stage2"]), images(), "mask"), "expected site= one of stage1, stage2"),
-    (lambda: explain(swin(), images(), "mask", site="stage1"), "no mask for site='stage1'"),
+    (lambda: explain(swin(), images(), "mask", site="stage1"), "no gate for site='stage1'"),
     (lambda: explain(resnet(), images(H=64, W=64), "rollout"), "rollout reads the attention of .*; ResNet is neither"),
     (lambda: explain(vit(), images(H=64, W=64), "grad_cam", site="stage4"), "no gradient reaches its features"),
 ])

@@ -27,7 +27,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 # A file imports only from files that stand before it here.
 ORDER = """errors gate swin_micro sites model peers export loss geometry birdplate fieldguide images download datasets
-           trainer results statistics heatmap plots page explain routing scorecard audit robustness
+           trainer results statistics heatmap plots page explain audit routing scorecard robustness
            explorer cli __main__""".split()
 
 
