@@ -193,8 +193,8 @@ def put_back(maps: torch.Tensor, output: object, layout: Layout):
     elif layout.fmt == "NHWC":
         features = maps.permute(0, 2, 3, 1)
     else:
-        x = output if layout.item is None else output[layout.item]
-        features = torch.cat([x[:, : layout.prefix], maps.flatten(2).transpose(1, 2)], dim=1)
+        x, features = output if layout.item is None else output[layout.item], maps.flatten(2).transpose(1, 2)
+        features = torch.cat([x[:, : layout.prefix], features], dim=1) if layout.prefix else features
     if layout.item is None:
         return features
     return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
