@@ -100,9 +100,9 @@ def train(root: Path, out: Path, batch: int, threads: int) -> None:
         out.write_text(json.dumps(rows))
 
 
-def by_processes(folder: Path, images: int) -> list[dict]:
+def by_processes(folder: Path, images: int, counts: tuple[int, ...] = (1, 2)) -> list[dict]:
     root, rows = fieldguide_set(folder, species_of(5), train=images // 20, test=1, size=112), []
-    for processes in (1, 2):
+    for processes in counts:
         out = folder / f"{processes}.json"
         run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port",
                str(29500 + os.getpid() % 1000), "-m", "benchmarks.growth", "--worker", str(root), str(out),

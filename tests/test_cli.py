@@ -2,8 +2,8 @@
 
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import time
 
@@ -131,10 +131,12 @@ def test_evaluate_never_sees_an_image_that_another_training_seed_has_trained_on(
     assert opened["test"] and not opened["test"] & (opened["train"] | opened["val"])
 
 
-def test_python_m_loupe_core_is_the_same_command(tmp_path):
-    run = subprocess.run([sys.executable, "-m", "loupe_core", "evaluate", str(tmp_path / "none"), "--checkpoint", "x"],
-                         capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.startswith("loupe: ") and run.stderr.count("\n") == 1
+def test_python_m_loupe_core_is_the_same_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["loupe_core", "evaluate", str(tmp_path / "none"), "--checkpoint", "x"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("loupe_core", run_name="__main__")
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith("loupe: ") and said.count("\n") == 1
 
 
 def test_missing_folder(capsys, tmp_path):
