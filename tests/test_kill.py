@@ -129,6 +129,7 @@ def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_pa
         real(self, plain, epoch, better)
 
     monkeypatch.setattr(Trainer, "_keep", signalled)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the children
     trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), tmp_path, progress=False)
     with pytest.raises(Stopped, match=f"stopped by {number.name} after 2 epochs; 2 complete epochs are kept") as caught:
@@ -137,7 +138,7 @@ def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_pa
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["epoch-0001", "epoch-0002"]
     monkeypatch.undo()
     trainer.fit(resume=True)  # the same Trainer may go on
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     assert digest(trainer.model) == whole[0]
 
 

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from loupe_core import LoupeError, LoupeModel, Recipe, Sample, Trainer
 from loupe_core.trainer import pick_precision
 
-torch.set_num_threads(2)
-
 
 class Patches:
     """Grey noise with a square somewhere; the label is its colour: red, green, blue or white."""
