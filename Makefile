@@ -19,7 +19,7 @@ export LOUPE_DATA
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
 	@echo "make pdf         print the built pages into book/_build/the-loupe.pdf (needs Chromium)"
-	@echo "make test        run the tests of the package, then every chapter against its committed outputs"
+	@echo "make test        test the package, and every chapter against its committed outputs"
 	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
@@ -37,8 +37,7 @@ pdf: $(INSTALLED)
 	@$(BIN)/python scripts/build_pdf.py
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval book -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval tests book -n 2 --dist loadfile --no-loadscope-reorder
 
 environments: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[environments]'

@@ -8,6 +8,7 @@ Chromium reaches this machine only.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import web_assets
+from filelock import FileLock
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PREFIX = "/some-project/"  # a project's pages do not lie at the root of their host
@@ -47,12 +49,21 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def site_folder(chromium, tmp_path_factory) -> Path:
-    """The book's pages, made from the committed notebooks."""
+    """The book's pages, made from the committed notebooks, once for all processes of a run."""
     if failure := web_assets.install():
         pytest.skip(f"{failure}, so the pages' scripts and axe-core are not here: apt-get install npm")
     import build_book  # takes seconds, and most runs of a single test do without
 
-    return build_book.build_committed(tmp_path_factory.mktemp("book"))
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has its own folder below that of the run
+        run = run.parent
+    folder, built = run / "book", run / "book is built"
+    with FileLock(run / "book.lock"):
+        if not built.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build_book.build_committed(folder)
+            built.touch()
+    return folder / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import write_cub
+from helpers import write_cub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

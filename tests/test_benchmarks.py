@@ -6,7 +6,7 @@ import bench_page
 import numpy as np
 import pytest
 import torch
-from conftest import ran_here
+from helpers import ran_here
 
 from benchmarks import explanations, gate, growth, training
 from loupe_core import CUB200

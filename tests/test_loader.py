@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import ran_here
+from helpers import ran_here
 from PIL import Image
 from timm.data import auto_augment
 from torch.utils.data import DataLoader
