@@ -89,16 +89,6 @@ def _make_species() -> tuple[Species, ...]:
 SPECIES = _make_species()
 
 
-def find_species(name: str) -> Species:
-    """The book species of that name (a ``001.`` prefix as in CUB's class folders is ignored)."""
-    bare = name.split(".", 1)[-1]
-    for species in SPECIES:
-        if species.name == bare:
-            return species
-    raise LoupeError(f"no species named '{name}' in the field guide; expected one of fieldguide.SPECIES, such as "
-                     f"'{SPECIES[0].name}'")
-
-
 def species_of(groups: int | list[str] = 5) -> tuple[Species, ...]:
     """The species of the first `groups` groups in a mixed order of attributes, or of the groups named."""
     if isinstance(groups, int):

@@ -39,8 +39,7 @@ class Geometry:
 
     def to_input(self, points: Any) -> np.ndarray:
         """Points (..., 2) of the photograph -> the same points in the model input, float64."""
-        points = _as_points(points) * self.scale[::-1] - self.offset[::-1]
-        return self._flip(points)
+        return self._flip(_as_points(points) * self.scale[::-1] - self.offset[::-1])
 
     def to_original(self, points: Any) -> np.ndarray:
         """Points (..., 2) of the model input -> the same points in the photograph, float64."""
@@ -88,14 +87,8 @@ class EvalTransform:
         _check_interpolation(interpolation)
         if not 0 < crop_pct <= 1:
             raise LoupeError(f"crop_pct: found {crop_pct}, expected a share in (0, 1], such as 0.875")
-        pipeline = create_transform(
-            self.input_size,
-            is_training=False,
-            interpolation=interpolation,
-            mean=mean,
-            std=std,
-            crop_pct=crop_pct,
-        )
+        pipeline = create_transform(self.input_size, is_training=False, interpolation=interpolation, mean=mean, std=std,
+                                    crop_pct=crop_pct)
         self.resize, *self.crop_and_normalise = pipeline.transforms
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
@@ -112,7 +105,7 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random resized crop, mirror, and timm's RandAugment where asked; then normalise.
+    """Random resized crop, width / height from 3/4 to 4/3; mirror, one time in two; timm's RandAugment where asked.
 
     Call: RGB PIL image -> (tensor (3, H, W), Geometry). The geometry is None with RandAugment, which shears
     and rotates without leaving a record. Crop and mirror draw from torch's global generator, RandAugment from
@@ -122,8 +115,6 @@ class TrainTransform:
     Args:
         input_size, mean, std, interpolation: as in `EvalTransform`.
         scale: least and largest share of the photograph's area in the crop.
-        ratio: least and largest width / height of the crop.
-        hflip: probability of the mirror.
         randaugment: timm's description, such as "rand-m9-mstd0.5" (the paper's), or None.
         fast: resize with torch's 8 bit kernels, shear and shift with 4 taps a pixel, and smooth in whole numbers, in
             place of Pillow: the same random draws and geometry in about half the time. Pixels differ from Pillow's by
@@ -142,24 +133,14 @@ class TrainTransform:
         std: tuple[float, ...],
         interpolation: str = "bicubic",
         scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
         randaugment: str | None = None,
         fast: bool = False,
     ):
         self.input_size = _check_size(input_size)
         self.interpolation = _check_interpolation(interpolation)
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise LoupeError(
-                f"scale: found {scale}, expected two shares of the area with 0 < least <= largest <= 1"
-            )
-        if not 0 < ratio[0] <= ratio[1]:
-            raise LoupeError(
-                f"ratio: found {ratio}, expected two width / height ratios with 0 < least <= largest"
-            )
-        if not 0 <= hflip <= 1:
-            raise LoupeError(f"hflip: found {hflip}, expected a probability in [0, 1]")
-        self.mean, self.std, self.scale, self.ratio, self.hflip = list(mean), list(std), scale, ratio, hflip
+            raise LoupeError(f"scale: found {scale}, expected two shares of the area with 0 < least <= largest <= 1")
+        self.mean, self.std, self.scale = list(mean), list(std), scale
         self.fast = fast and interpolation in ("bilinear", "bicubic")
         self.randaugment = None
         if randaugment is not None:
@@ -180,14 +161,14 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
         h, w = self.input_size
-        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), [3 / 4, 4 / 3])
         if self.fast:
             x = torch.from_numpy(np.array(image.crop((left, top, left + width, top + height))))
             x = x[None].permute(0, 3, 1, 2)  # channels last in memory, which the 8 bit kernel takes as it is
             x = interpolate(x, (h, w), mode=self.interpolation.value, antialias=True)[0]
         else:
             x = F.resized_crop(image, top, left, height, width, [h, w], self.interpolation)
-        flipped = torch.rand(()).item() < self.hflip
+        flipped = torch.rand(()).item() < 0.5
         if flipped:
             x = F.hflip(x)
         if self.randaugment is not None:
@@ -273,18 +254,16 @@ _QUICK = {
 }
 
 
-def transforms_for(
-    data_config: dict[str, Any], train: bool, **overrides: Any
-) -> EvalTransform | TrainTransform:
+def transforms_for(data_config: dict[str, Any], train: bool, **overrides: Any) -> EvalTransform | TrainTransform:
     """The transform that a model's `data_config` asks for: input_size, mean, std, interpolation, crop_pct.
 
     `overrides` replace or add arguments of `TrainTransform` (train=True) or `EvalTransform` (train=False).
     """
-    names = ("mean", "std", "interpolation") if train else ("mean", "std", "interpolation", "crop_pct")
-    settings = {"input_size": tuple(data_config["input_size"][-2:])} | {
-        name: data_config[name] for name in names
-    }
-    return (TrainTransform if train else EvalTransform)(**(settings | overrides))
+    settings = {name: data_config[name] for name in ("mean", "std", "interpolation")}
+    settings["input_size"] = tuple(data_config["input_size"][-2:])
+    if train:
+        return TrainTransform(**settings | overrides)
+    return EvalTransform(**settings | dict(crop_pct=data_config["crop_pct"]) | overrides)
 
 
 def _as_points(points: Any) -> np.ndarray:
@@ -297,15 +276,11 @@ def _as_points(points: Any) -> np.ndarray:
 def _check_size(input_size: Any) -> tuple[int, int]:
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
-        raise LoupeError(
-            f"input_size: found {input_size}, expected (H, W) in whole pixels, such as (224, 224)"
-        )
+        raise LoupeError(f"input_size: found {input_size}, expected (H, W) in whole pixels, such as (224, 224)")
     return int(size[0]), int(size[1])
 
 
 def _check_interpolation(interpolation: str) -> InterpolationMode:
     if interpolation not in INTERPOLATIONS:
-        raise LoupeError(
-            f"interpolation: found {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}"
-        )
+        raise LoupeError(f"interpolation: found {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
     return str_to_interp_mode(interpolation)

@@ -8,15 +8,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 
 
-def mask_to_original(mask: Any, geometry: Geometry | None, fill: float = np.nan) -> np.ndarray:
+def mask_to_original(mask: Any, geometry: Geometry | None) -> np.ndarray:
     """Undo flip, crop and resize: a mask over the model input -> a heatmap (H, W) of the photograph, float64.
 
     Bilinear between the centres of the mask's cells (align_corners=False), constant beyond the outer centres.
@@ -26,7 +24,6 @@ def mask_to_original(mask: Any, geometry: Geometry | None, fill: float = np.nan)
             odd grid, as for a gate after stage 4 at 112 px, the last cells reach beyond the input: take the mask from
             `explain(model, images, "mask")`, which is cut where the input ends.)
         geometry: of the sample.
-        fill: the value outside of what the model saw.
 
     Raises:
         LoupeError: another shape, or no geometry.
@@ -41,8 +38,8 @@ def mask_to_original(mask: Any, geometry: Geometry | None, fill: float = np.nan)
     x, y = x[:width], y[:height]
     heatmap = _weights(y, mask.shape[0], geometry.input_size[0]) @ mask
     heatmap = heatmap @ _weights(x, mask.shape[1], geometry.input_size[1]).T
-    heatmap[(y < 0) | (y > geometry.input_size[0])] = fill
-    heatmap[:, (x < 0) | (x > geometry.input_size[1])] = fill
+    heatmap[(y < 0) | (y > geometry.input_size[0])] = np.nan
+    heatmap[:, (x < 0) | (x > geometry.input_size[1])] = np.nan
     return heatmap
 
 
@@ -78,21 +75,21 @@ def overlay(
     image: Image.Image | np.ndarray,
     heatmap: Any,
     alpha: float = 0.5,
-    cmap: str = "viridis",
     limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Colour the photograph by the heatmap -> uint8 (H, W, 3). What the model did not see is grey and dimmed.
+    """Colour the photograph by the heatmap, in viridis, which is perceptually uniform -> uint8 (H, W, 3).
+
+    What the model did not see is grey and dimmed.
 
     Args:
         image: the photograph, RGB, 8 bit.
         heatmap: (H, W) of the same size, NaN where unseen.
         alpha: weight of the colour in [0, 1].
-        cmap: a matplotlib colour map; the default is perceptually uniform.
         limits: values of the first and the last colour; by default the heatmap's own least and largest. Give
             them to compare pictures.
 
     Raises:
-        LoupeError: sizes that differ, an unknown colour map, or an alpha out of range.
+        LoupeError: sizes that differ, or an alpha out of range.
     """
     photograph = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     heatmap = _as_array(heatmap)
@@ -101,65 +98,14 @@ def overlay(
         raise LoupeError(f"image: found {found}, expected uint8 (H, W, 3) of one size; see mask_to_original")
     if not 0 <= alpha <= 1:
         raise LoupeError(f"alpha: found {alpha}, expected a weight in [0, 1]")
-    if cmap not in matplotlib.colormaps:
-        raise LoupeError(f"cmap: found {cmap!r}, expected a name that matplotlib knows, such as 'viridis'")
-    low, high = limits or _limits(heatmap)
+    low, high = limits or (float(np.nanmin(heatmap)), float(np.nanmax(heatmap)))
     seen = np.isfinite(heatmap)
     scaled = (np.where(seen, heatmap, low) - low) / max(high - low, np.finfo(float).tiny)
-    colours = matplotlib.colormaps[cmap](scaled)[..., :3] * 255
+    colours = matplotlib.colormaps["viridis"](scaled)[..., :3] * 255
     # half of Rec. 601's luma, in whole numbers, so that explorer.js computes the same
     grey = photograph.astype(int) @ (299, 587, 114) // 2000
     picture = np.where(seen[..., None], (1 - alpha) * photograph + alpha * colours, grey[..., None])
     return picture.round().astype(np.uint8)
-
-
-def draw(
-    image: Image.Image | np.ndarray,
-    heatmap: Any,
-    percentile: float = 90,
-    box: Any = None,
-    name: str = "mask",
-    title: str = "",
-    alpha: float = 0.5,
-    cmap: str = "viridis",
-    limits: tuple[float, float] | None = None,
-) -> Figure:
-    """The overlay with its colour bar, a contour at `percentile`, the peak (cross) and the box (dashed).
-
-    The figure's label, `figure.get_label()`, is `alt_text(heatmap, box, name)`: set it as the picture's alt
-    text where the figure is published, as PNG carries none.
-
-    Args:
-        box: (x, y, width, height) in the photograph, or None.
-        name: what the heatmap shows, for the colour bar and the alt text.
-        image, heatmap, alpha, cmap, limits: as in `overlay`.
-
-    Raises:
-        LoupeError: as in `overlay` and `contour_level`.
-    """
-    picture = overlay(image, heatmap, alpha, cmap, limits)
-    heatmap = _as_array(heatmap)
-    height, width = heatmap.shape
-    limits = limits or _limits(heatmap)
-    level = contour_level(heatmap, percentile)
-    figure = Figure(
-        figsize=(6, 6 * height / width + 0.4), layout="constrained", label=alt_text(heatmap, box, name)
-    )
-    axes = figure.add_subplot()
-    axes.imshow(picture, extent=(0, width, height, 0))
-    if np.nanmin(heatmap) < level < np.nanmax(heatmap):
-        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-        for colour, line in (("black", 3), ("white", 1.5)):  # legible on dark and on light
-            axes.contour(x, y, np.ma.masked_invalid(heatmap), [level], colors=colour, linewidths=line)
-    for colour, size in (("black", 4), ("white", 2)):
-        axes.plot(*peak(heatmap), "x", color=colour, markersize=9, markeredgewidth=size)
-    if box is not None:
-        x, y, w, h = (float(value) for value in box)
-        axes.add_patch(Rectangle((x, y), w, h, fill=False, color="white", linestyle="--", linewidth=1.5))
-    colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
-    figure.colorbar(colours, ax=axes, label=name, shrink=0.8)
-    axes.set(title=title, xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    return figure
 
 
 def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
@@ -211,6 +157,3 @@ def _as_array(values: Any) -> np.ndarray:
         raise LoupeError("mask: found no finite value, expected some; did the training diverge?")
     return values.reshape(values.shape[-2:])
 
-
-def _limits(heatmap: np.ndarray) -> tuple[float, float]:
-    return float(np.nanmin(heatmap)), float(np.nanmax(heatmap))

@@ -16,8 +16,10 @@ from captum.robust import FGSM, PGD
 
 from loupe_core.errors import LoupeError
 from loupe_core.fieldguide import SPECIES, draw
+from loupe_core.sites import eval_mode
 
 KINDS = ("fgsm", "pgd", "noise")
+BATCH = 50  # images at once
 
 
 def as_pixels(model, images: torch.Tensor) -> torch.Tensor:
@@ -48,11 +50,10 @@ LOSSES = {"cross-entropy": lambda logits, labels: F.cross_entropy(logits, labels
 
 
 def attacked(model, pixels: torch.Tensor, labels: torch.Tensor, budget: float, kind: str = "pgd", steps: int = 10,
-             restarts: int = 1, loss: str = "cross-entropy", within: torch.Tensor | None = None, seed: int = 0,
-             batch: int = 50) -> torch.Tensor:
+             loss: str = "cross-entropy", within: torch.Tensor | None = None, seed: int = 0) -> torch.Tensor:
     """The images after an attack that knows the model: `(B, 3, H, W)`, within the budget and within [0, 1].
 
-    The model runs in eval mode; afterwards its modes are what they were. The same seed and batch give the same result.
+    The model runs in eval mode; afterwards its modes are what they were. The same seed gives the same result.
 
     Args:
         model: a `LoupeModel`.
@@ -61,11 +62,10 @@ def attacked(model, pixels: torch.Tensor, labels: torch.Tensor, budget: float, k
         budget: the most that a pixel may change, in 1/255.
         kind: "fgsm" (one step along the gradient's sign), "pgd" (steps of 2.5 budget / steps from a random point),
             or "noise" (the sign of each pixel's change is thrown; no model is asked).
-        steps, restarts: of "pgd". Of several restarts, an image keeps the one with the smallest margin.
+        steps: of "pgd".
         loss: what is driven up: "cross-entropy", or "ratio", which does not depend on the logits' scale.
         within: `(B, H, W)` bool, the pixels that may change; None means all.
         seed: of the random points and signs.
-        batch: images at once.
 
     Raises:
         LoupeError: an argument is unknown or out of range; the pixels are not in [0, 1].
@@ -73,9 +73,9 @@ def attacked(model, pixels: torch.Tensor, labels: torch.Tensor, budget: float, k
     if kind not in KINDS or loss not in LOSSES:
         raise LoupeError(f"attacked: found kind={kind!r}, loss={loss!r}; expected a kind of {', '.join(KINDS)} and a "
                          f"loss of {', '.join(LOSSES)}")
-    if budget < 0 or steps < 1 or restarts < 1:
-        raise LoupeError(f"attacked: found budget={budget}, steps={steps}, restarts={restarts}; expected a budget of 0 "
-                         "or more, in 1/255, and one step and restart or more")
+    if budget < 0 or steps < 1:
+        raise LoupeError(f"attacked: found budget={budget}, steps={steps}; expected a budget of 0 or more, in 1/255, "
+                         "and one step or more")
     if pixels.ndim != 4 or labels.shape != pixels.shape[:1]:
         raise LoupeError(f"attacked: found pixels {tuple(pixels.shape)} and labels {tuple(labels.shape)}; expected "
                          "(B, 3, H, W) and (B,)")
@@ -101,43 +101,27 @@ def attacked(model, pixels: torch.Tensor, labels: torch.Tensor, budget: float, k
         return pgd.perturb(x, radius, 2.5 * radius / steps, steps, y, random_start=True, mask=allowed)
 
     found = []
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-            warnings.filterwarnings("ignore", "Input Tensor")  # captum tells that it asks for a gradient
-            torch.manual_seed(seed)
-            for i in range(0, len(pixels), batch):
-                x, y = pixels[i : i + batch].detach().clone(), labels[i : i + batch]
-                allowed = torch.ones_like(x)
-                if within is not None:
-                    allowed = allowed * within[i : i + batch, None]
-                best, least = None, None
-                for _ in range(restarts if kind == "pgd" else 1):
-                    moved = once(x.clone(), y, allowed).detach()
-                    moved = (x + (moved - x).clamp(-radius, radius)).clamp(0, 1)
-                    if restarts == 1 or kind != "pgd":
-                        best = moved
-                        continue
-                    with torch.no_grad():
-                        left = margin(forward(moved), y)
-                    better = torch.full_like(left, True, dtype=torch.bool) if best is None else left < least
-                    best = moved if best is None else torch.where(better[:, None, None, None], moved, best)
-                    least = left if least is None else torch.minimum(left, least)
-                found.append(best)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with (eval_mode(model), torch.random.fork_rng(), warnings.catch_warnings(), torch.inference_mode(False),
+          torch.enable_grad()):
+        warnings.filterwarnings("ignore", "Input Tensor")  # captum tells that it asks for a gradient
+        torch.manual_seed(seed)
+        for i in range(0, len(pixels), BATCH):
+            x, y = pixels[i : i + BATCH].detach().clone(), labels[i : i + BATCH]
+            allowed = torch.ones_like(x)
+            if within is not None:
+                allowed = allowed * within[i : i + BATCH, None]
+            moved = once(x.clone(), y, allowed).detach()
+            found.append((x + (moved - x).clamp(-radius, radius)).clamp(0, 1))
     return torch.cat(found) if found else pixels.clone()
 
 
-def answers_to(model, pixels: torch.Tensor, batch: int = 50) -> torch.Tensor:
+def answers_to(model, pixels: torch.Tensor) -> torch.Tensor:
     """Logits `(B, K)` for pixel values, in the model's present mode and without gradient."""
     with torch.no_grad():
-        return torch.cat([model(as_images(model, pixels[i : i + batch])) for i in range(0, len(pixels), batch)])
+        return torch.cat([model(as_images(model, part)) for part in pixels.split(BATCH)])
 
 
-def slopes(model, pixels: torch.Tensor, labels: torch.Tensor, batch: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+def slopes(model, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the answer stands from another one, and how steep the way there is, pixel by pixel.
 
     A change of every pixel by d lowers the margin by d times the sum of the slopes, to first order, and by no more. So
@@ -148,18 +132,12 @@ def slopes(model, pixels: torch.Tensor, labels: torch.Tensor, batch: int = 50) -
     """
     margins, maps = [], []
     with torch.inference_mode(False), torch.enable_grad():
-        for i in range(0, len(pixels), batch):
-            x = pixels[i : i + batch].detach().clone().requires_grad_()
-            found = margin(model(as_images(model, x)), labels[i : i + batch])
+        for part, true in zip(pixels.split(BATCH), labels.split(BATCH)):
+            x = part.detach().clone().requires_grad_()
+            found = margin(model(as_images(model, x)), true)
             maps.append(torch.autograd.grad(found.sum(), x)[0].abs().sum(1))
             margins.append(found.detach())
     return torch.cat(margins), torch.cat(maps)
-
-
-def movement(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """How far the logits (B, K) moved, relative to their length, (B,). A number added to all of them is no movement."""
-    before, after = (logits - logits.mean(1, keepdim=True) for logits in (before, after))
-    return (after - before).norm(dim=1) / before.norm(dim=1)
 
 
 def composed(pixels: torch.Tensor, bird: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
@@ -171,25 +149,3 @@ def empty_scene(seed, size: int = 112, weather: float = 1.0) -> np.ndarray:
     """A scene of the field guide that nobody sits in, (size, size, 3) uint8: its bird is smaller than two pixels."""
     area = 1 / size**2
     return draw(SPECIES[0].attributes, seed, size, weather=weather, area=(area, area)).image
-
-
-def patch(bird: np.ndarray, side: int, on: bool = True, seed: int = 0) -> np.ndarray:
-    """A square of `side` px with as much of the bird in it as there can be, or (`on` False) as little: (H, W) bool.
-
-    Args:
-        bird: (H, W) bool, the segmentation.
-        seed: chooses where several squares are as good.
-
-    Raises:
-        LoupeError: the square does not fit.
-    """
-    H, W = bird.shape
-    if not 1 <= side <= min(H, W):
-        raise LoupeError(f"patch: found side={side} for a segmentation of {H} x {W}; expected 1 to {min(H, W)} px")
-    seen = np.pad(np.cumsum(np.cumsum(bird, 0), 1), ((1, 0), (1, 0)))
-    share = seen[side:, side:] - seen[:-side, side:] - seen[side:, :-side] + seen[:-side, :-side]
-    places = np.argwhere(share == (share.max() if on else share.min()))
-    top, left = places[np.random.default_rng(seed).integers(len(places))]
-    square = np.zeros((H, W), bool)
-    square[top : top + side, left : left + side] = True
-    return square

@@ -4,7 +4,7 @@ Two kinds. `place` asks where a map is high: on the object, at its parts, at the
 and `randomisation` ask whether that is what the model's answer hangs on. A blurry map, or one that merely knows that
 birds sit in the middle, scores well in most of them (ROAR and ROAD reward blur: arXiv 2304.13836). So each score comes
 with those of null maps (`null_maps`), which have the map's own values in other places; what counts is the difference.
-`score` does all of it for a method of `explain`.
+scripts/grids_scorecard.py does all of it for the methods of `explain`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from scipy.stats import rankdata
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from loupe_core.birdplate import PARTS
-from loupe_core.datasets import CUB200, Sample
+from loupe_core.datasets import Sample
 from loupe_core.errors import LoupeError
 from loupe_core.explain import explain
-from loupe_core.fieldguide import PART_OF, SPECIES
+from loupe_core.geometry import Geometry
 from loupe_core.heatmap import mask_to_original, peak
 
 NULLS = ("another", "moved", "noise")
@@ -53,6 +52,18 @@ def rank_at(mask, cell: tuple[int, int], within=None) -> float:
     return float((values < mask[cell]).mean() + 0.5 * (values == mask[cell]).mean())
 
 
+def on_object(segmentation, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+    """Cells of a map over the model input whose centre lies on the object: `shape` (h, w), of the segmentation's dtype.
+
+    Args:
+        segmentation: (height, width) over the photograph.
+    """
+    rows, columns = np.indices(shape)
+    centres = (np.stack([columns, rows], -1) + 0.5) * (np.array(geometry.input_size) / shape)[::-1]
+    px = geometry.to_original(centres).astype(int)
+    return np.asarray(segmentation)[px[..., 1], px[..., 0]]
+
+
 def rank_of_part(mask, sample: Sample, part: int, segmentation=None) -> tuple[float, float]:
     """`rank_at` the cell that shows a part: among all cells, and among the cells whose centre lies on the bird.
 
@@ -74,10 +85,7 @@ def rank_of_part(mask, sample: Sample, part: int, segmentation=None) -> tuple[fl
     among_all = rank_at(mask, (row, column))
     if segmentation is None:
         return among_all, math.nan
-    rows, columns = np.indices(mask.shape)
-    centres = (np.stack([columns, rows], -1) + 0.5) * cell_size[::-1]
-    px = geometry.to_original(centres).astype(int)
-    return among_all, rank_at(mask, (row, column), np.asarray(segmentation)[px[..., 1], px[..., 0]])
+    return among_all, rank_at(mask, (row, column), on_object(segmentation, geometry, mask.shape))
 
 
 @dataclass
@@ -93,18 +101,6 @@ class Scene:
     sample: Sample
     object: np.ndarray
     telling: tuple[int, ...] = ()
-
-
-def scenes_of(dataset: CUB200, indices=None) -> list[Scene]:
-    """Scenes of a set with a transform. The object is the segmentation where there is one, else the box; the telling
-    parts are known of field-guide species alone."""
-    scenes, known = [], {species.name: PART_OF[species.differs_in] for species in SPECIES}
-    for i in range(len(dataset)) if indices is None else indices:
-        sample, bird = dataset[i], dataset.segmentation(i)
-        name = known.get(dataset.class_names[sample.label].split(".", 1)[-1])
-        telling = tuple(k for k, part in enumerate(PARTS) if name and part.endswith(name))
-        scenes.append(Scene(sample, _inside(sample) if bird is None else bird, telling))
-    return scenes
 
 
 def on_grid(maps: torch.Tensor, cells: int = CELLS) -> np.ndarray:
@@ -158,15 +154,15 @@ def highest(heatmap, area: float) -> np.ndarray:
     return result
 
 
-def place(maps, scenes: list[Scene], reach: float = REACH, top: float = TOP) -> dict[str, np.ndarray]:
+def place(maps, scenes: list[Scene]) -> dict[str, np.ndarray]:
     """Where maps are high, by what is known of their images. In the photograph's pixels; one value an image, in [0, 1].
 
     - pointing: the peak lies on the object (Zhang et al. 2018).
     - energy: the share of the map's sum that lies on the object.
     - iou: intersection over union of the object and as many of the highest pixels (see `highest`).
-    - keypoints: the share of the visible parts that are among the `top` highest pixels.
-    - energy_parts: the share of the sum that lies within `reach` of a visible part.
-    - telling: the peak lies within `reach` of the telling part.
+    - keypoints: the share of the visible parts that are among the highest tenth of the seen pixels.
+    - energy_parts: the share of the sum that lies near a visible part: within a tenth of the box's longer side.
+    - telling: the peak lies as near to the telling part.
     - rank, rank_on_object: `rank_of_part` of the telling part among all cells, and among the object's.
     - ring: the share of the sum in the outermost cells of the model input, 52 of 14 x 14.
 
@@ -176,8 +172,6 @@ def place(maps, scenes: list[Scene], reach: float = REACH, top: float = TOP) -> 
     Args:
         maps: (N, h, w) over the model inputs, not negative: absolute values of signed maps.
         scenes: N of them.
-        reach: how near is at a part, as a share of the longer side of the box.
-        top: share of the seen pixels.
 
     Raises:
         LoupeError: another number of maps than scenes, or negative values.
@@ -186,13 +180,13 @@ def place(maps, scenes: list[Scene], reach: float = REACH, top: float = TOP) -> 
     if maps.ndim != 3 or len(maps) != len(scenes) or maps.min() < 0:
         raise LoupeError(f"maps: found shape {maps.shape} and least value {maps.min():.3g} for {len(scenes)} scenes; "
                          "expected (N, h, w) for N scenes, not negative (take absolute values of signed maps)")
-    rows = [_place(map_, scene, reach, top) for map_, scene in zip(maps, scenes)]
+    rows = [_place(map_, scene) for map_, scene in zip(maps, scenes)]
     return {name: np.array([row[name] for row in rows], dtype=float) for name in PLACES}
 
 
 @torch.no_grad()
 def faithful(model: nn.Module, images: torch.Tensor, maps, target=None, steps: int = 14, baseline: str = "blur",
-             batch: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
+             seed: int = 0) -> dict[str, np.ndarray]:
     """Does the answer hang on what the map shows? Insertion and deletion (Petsiuk et al. 2018), one value an image.
 
     Insertion begins with the baseline and puts the image back, cell by cell, the map's highest first; deletion takes
@@ -223,19 +217,17 @@ def faithful(model: nn.Module, images: torch.Tensor, maps, target=None, steps: i
     by_lot = np.argsort(-np.take_along_axis(maps.reshape(n, -1), lots, 1), 1, kind="stable")
     order = torch.as_tensor(np.argsort(np.take_along_axis(lots, by_lot, 1), 1)).view(n, 1, h, w)  # cell -> its turn
 
-    def probability(pictures, classes):
-        parts = [model(pictures[i : i + batch]).softmax(1) for i in range(0, len(pictures), batch)]
-        found = torch.cat(parts)
-        return found, None if classes is None else found.gather(1, classes[:, None])[:, 0]
+    def probabilities(pictures):
+        return torch.cat([model(part).softmax(1) for part in pictures.split(64)])
 
-    full, _ = probability(images, None)
-    classes = full.argmax(1) if target is None else torch.as_tensor(target).expand(n)
-    ends = [probability(empty, classes)[1], full.gather(1, classes[:, None])[:, 0]]
+    full = probabilities(images)
+    classes = (full.argmax(1) if target is None else torch.as_tensor(target).expand(n))[:, None]
+    ends = [found.gather(1, classes)[:, 0] for found in (probabilities(empty), full)]
     curves = {"insertion": [ends[0]], "deletion": [ends[1]]}
     for count in np.linspace(0, h * w, steps + 1).round()[1:-1]:
         turned = F.interpolate((order < count).float(), images.shape[-2:], mode="nearest").bool()
         for name, inside, outside in (("insertion", images, empty), ("deletion", empty, images)):
-            curves[name].append(probability(torch.where(turned, inside, outside), classes)[1])
+            curves[name].append(probabilities(torch.where(turned, inside, outside)).gather(1, classes)[:, 0])
     curves["insertion"].append(ends[1])
     curves["deletion"].append(ends[0])
     return {name: torch.trapezoid(torch.stack(curve), dim=0).div(steps).double().numpy()
@@ -254,7 +246,7 @@ LAYERS = {"head": "backbone.head", "last_stage": "backbone.layers.3", "all": ""}
 
 
 def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", target=None, layers=None, seed: int = 0,
-                  cells: int = CELLS, **options) -> dict[str, np.ndarray]:
+                  **options) -> dict[str, np.ndarray]:
     """Does the map notice when the model forgets (Adebayo et al. 2018)? Its `likeness` to itself, one value an image,
     after layers lost what they had learned, from the top down and each on top of those before.
 
@@ -282,7 +274,7 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", 
             target = forgetful(images).argmax(1)
 
     def maps_now():
-        return on_grid(explain(forgetful, images, method, target, **options).abs(), cells)
+        return on_grid(explain(forgetful, images, method, target, **options).abs())
 
     before, draws = maps_now(), torch.Generator().manual_seed(seed)
     alike = {}
@@ -294,64 +286,7 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", 
     return alike | {"another": likeness(before, np.roll(before, len(before) // 2, axis=0))}
 
 
-def score(model: nn.Module, scenes: list[Scene], method="mask", *, nulls=NULLS, draws: int = 3, curves=0,
-          baselines=("blur",), steps: int = 7, randomised=0, layers=None, seed: int = 0, cells: int = CELLS,
-          **options) -> dict[str, np.ndarray]:
-    """The whole scorecard of one method: per-image arrays, nan where a score was not asked for or cannot be told.
-
-    Signed maps count by their absolute values. What is explained is the predicted class.
-
-    Args:
-        method: of `explain`; or "centre", `centre_prior`; or "outline", the object itself on the grid; or maps
-            (N, h, w).
-        nulls: kinds of `null_maps`. draws: how many of each, for `place`; their scores are averaged.
-        curves: the number of scenes for `faithful`, evenly chosen. baselines, steps: its own. Of the nulls the first
-            alone is scored, once.
-        randomised: the number of scenes for `randomisation`, for a method of `explain`. layers: its own.
-        options: for `explain`.
-
-    Returns:
-        Arrays (N,) under the names of `PLACES`; insertion_blur, deletion_blur and so on; each also as <name>_<null>;
-        and like_<layer>.
-    """
-    rng, N = np.random.default_rng(seed), len(scenes)
-    images = torch.stack([scene.sample.image for scene in scenes])
-    with torch.no_grad():
-        target = torch.cat([model.eval()(images[i : i + 64]).argmax(1) for i in range(0, N, 64)])
-    if isinstance(method, str) and method == "centre":
-        maps = np.tile(centre_prior(cells, cells), (N, 1, 1))
-    elif isinstance(method, str) and method == "outline":
-        maps = on_grid(torch.stack([_on_input(scene) for scene in scenes]), cells)
-    elif isinstance(method, str):
-        parts = [explain(model, images[i : i + 50], method, target[i : i + 50], **options) for i in range(0, N, 50)]
-        maps = on_grid(torch.cat(parts).abs(), cells)
-    else:
-        maps = on_grid(torch.as_tensor(method).abs(), cells)
-    result = place(maps, scenes)
-    for null in nulls:
-        drawn = [place(null_maps(maps, null, rng), scenes) for _ in range(draws)]
-        result |= {f"{name}_{null}": np.mean([d[name] for d in drawn], axis=0) for name in PLACES}
-
-    def widen(values, at):
-        wide = np.full(N, np.nan)
-        wide[at] = values
-        return wide
-
-    if curves:
-        at = np.linspace(0, N - 1, min(curves, N)).round().astype(int)
-        sets = {"": maps[at]} | {f"_{null}": null_maps(maps[at], null, rng) for null in nulls[:1]}
-        for suffix, those in sets.items():
-            for baseline in baselines:
-                found = faithful(model, images[at], those, target[at], steps, baseline, seed=seed)
-                result |= {f"{name}_{baseline}{suffix}": widen(found[name], at) for name in CURVES}
-    if randomised:
-        at = np.linspace(0, N - 1, min(randomised, N)).round().astype(int)
-        alike = randomisation(model, images[at], method, target[at], layers, seed, cells, **options)
-        result |= {f"like_{name}": widen(values, at) for name, values in alike.items()}
-    return result
-
-
-def _place(map_, scene, reach, top) -> dict[str, float]:
+def _place(map_, scene) -> dict[str, float]:
     sample, on = scene.sample, np.asarray(scene.object, dtype=bool)
     geometry, nan = sample.geometry, math.nan
     heatmap = mask_to_original(map_, geometry)
@@ -368,13 +303,13 @@ def _place(map_, scene, reach, top) -> dict[str, float]:
     if sample.parts is None or sample.box is None:
         return found
     parts = np.asarray(sample.parts, dtype=float)
-    near = reach * float(max(sample.box[2:]))
+    near = REACH * float(max(sample.box[2:]))
     x0, y0, x1, y1 = geometry.visible_box()
     shown = (parts[:, 2] > 0) & (x0 < parts[:, 0]) & (parts[:, 0] < x1) & (y0 < parts[:, 1]) & (parts[:, 1] < y1)
     if shown.any():
         points = parts[shown, :2]
         columns, rows = points.astype(int).T
-        found["keypoints"] = highest(heatmap, top)[rows, columns].mean()
+        found["keypoints"] = highest(heatmap, TOP)[rows, columns].mean()
         if total > 0:
             rows, columns = (np.arange(side) + 0.5 for side in heatmap.shape)
             close = np.zeros(heatmap.shape, bool)
@@ -402,17 +337,3 @@ def _noise(map_, rng) -> np.ndarray:
     dealt = np.empty(map_.size)
     dealt[field.argsort(axis=None)] = np.sort(map_, axis=None)
     return dealt.reshape(map_.shape)
-
-
-def _inside(sample: Sample) -> np.ndarray:
-    """(H, W) bool over the photograph, True in the box."""
-    x, y, w, h = (float(v) for v in sample.box)
-    rows, columns = (np.arange(side) + 0.5 for side in sample.geometry.original_size)
-    return ((rows > y) & (rows < y + h))[:, None] & ((columns > x) & (columns < x + w))
-
-
-def _on_input(scene: Scene) -> torch.Tensor:
-    """The object over the model input, (H, W) of 0 and 1."""
-    rows, columns = np.indices(scene.sample.geometry.input_size)
-    px = scene.sample.geometry.to_original(np.stack([columns, rows], -1) + 0.5).astype(int)
-    return torch.from_numpy(np.asarray(scene.object)[px[..., 1], px[..., 0]].astype(float))

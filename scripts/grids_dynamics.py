@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from loupe_core import Recipe, Trainer, peak, transforms_for
 from loupe_core.routing import gradient_terms, intervene, shares
+from loupe_core.scorecard import on_object
 
 STEPS = 17  # an epoch of the small profile
 EARLY = (0, 1, 2, 5, 10)  # steps that are measured within the first epoch
@@ -65,14 +66,6 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(product[below > 0] / below[below > 0])) if below.any() else float("nan")
 
 
-def cover(geometry, bird: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """1 for cells of the mask whose centre lies on the bird, else 0."""
-    rows, columns = np.indices(shape)
-    centres = (np.stack([columns, rows], -1) + 0.5) * np.array(geometry.input_size)[::-1] / shape[::-1]
-    px = geometry.to_original(centres).astype(int)
-    return bird[px[..., 1], px[..., 0]].astype(float)
-
-
 class Enough(Exception):
     """All epochs that are to be watched have been."""
 
@@ -121,7 +114,7 @@ def watched(arm: str, seed: int) -> dict[int, dict]:
     val, test = (sets(split, transforms_for(model.data_config, train=False)) for split in ("val", "test"))
     chosen = range(0, len(test), len(test) // BIRDS)
     birds, surfaces = images_of(Subset(test, chosen)), [(test[i].geometry, test.segmentation(i)) for i in chosen]
-    covers = np.stack([cover(*surface, (14, 14)) for surface in surfaces])
+    covers = np.stack([on_object(bird, geometry, (14, 14)).astype(float) for geometry, bird in surfaces])
     trainer = Watched(model, train, val, recipe, progress=False, birds=birds, epochs=WATCHED[arm])
     with suppress(Enough):
         trainer.fit()

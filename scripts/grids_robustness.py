@@ -9,7 +9,7 @@ from runs import SMALL, provenance, trained
 
 from loupe_core.fieldguide import SPECIES, draw
 from loupe_core.results import answers
-from loupe_core.robustness import answers_to, as_pixels, attacked, composed, empty_scene, movement, patch, slopes
+from loupe_core.robustness import answers_to, as_pixels, attacked, composed, empty_scene, slopes
 
 BUDGETS = (0.5, 1, 2)  # in 1/255
 # Arm -> seeds, counted from 0, of each grid.
@@ -36,6 +36,28 @@ def birds(every: int):
 def as_input(model, test, picture: np.ndarray) -> torch.Tensor:
     """A picture (H, W, 3) uint8, resized and cropped as the test images are: (3, h, w) in [0, 1]."""
     return as_pixels(model, test.transform(Image.fromarray(picture))[0])
+
+
+def movement(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """How far the logits (B, K) moved, relative to their length, (B,). A number added to all of them is no movement."""
+    before, after = (logits - logits.mean(1, keepdim=True) for logits in (before, after))
+    return (after - before).norm(dim=1) / before.norm(dim=1)
+
+
+def patch(bird: np.ndarray, side: int, on: bool = True, seed: int = 0) -> np.ndarray:
+    """A square of `side` px with as much of the bird in it as there can be, or (`on` False) as little: (H, W) bool.
+
+    Args:
+        bird: (H, W) bool, the segmentation.
+        seed: chooses where several squares are as good.
+    """
+    seen = np.pad(np.cumsum(np.cumsum(bird, 0), 1), ((1, 0), (1, 0)))
+    share = seen[side:, side:] - seen[:-side, side:] - seen[side:, :-side] + seen[:-side, :-side]
+    places = np.argwhere(share == (share.max() if on else share.min()))
+    top, left = places[np.random.default_rng(seed).integers(len(places))]
+    square = np.zeros(bird.shape, bool)
+    square[top : top + side, left : left + side] = True
+    return square
 
 
 def hexed(mask) -> str:

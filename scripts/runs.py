@@ -13,7 +13,7 @@ import torch
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
 from loupe_core.birdplate import PARTS
 from loupe_core.explain import explain
-from loupe_core.fieldguide import PART_OF, fieldguide_set, find_species, species_of
+from loupe_core.fieldguide import PART_OF, SPECIES, fieldguide_set, species_of
 from loupe_core.peers import control
 from loupe_core.results import answers
 from loupe_core.scorecard import rank_of_part
@@ -65,6 +65,12 @@ def masks_of(model: LoupeModel, dataset: CUB200) -> list[np.ndarray]:
     return seen
 
 
+def telling_parts(class_name: str) -> tuple[int, ...]:
+    """Indices of the parts that tell a species from its neighbours; () for a class that is not of the field guide."""
+    telling = next((PART_OF[s.differs_in] for s in SPECIES if s.name == class_name.split(".", 1)[-1]), None)
+    return tuple(k for k, part in enumerate(PARTS) if telling and part.endswith(telling))
+
+
 def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
     """How high the mask stands at the part that tells a species from its neighbours: means over images, 0.5 is chance.
 
@@ -73,8 +79,7 @@ def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
     ranks, hits = [], []
     for i, mask in enumerate(masks):
         sample, bird = dataset[i], dataset.segmentation(i)
-        name = PART_OF[find_species(dataset.class_names[sample.label]).differs_in]
-        sides = [rank_of_part(mask, sample, k, bird) for k, part in enumerate(PARTS) if part.endswith(name)]
+        sides = [rank_of_part(mask, sample, k, bird) for k in telling_parts(dataset.class_names[sample.label])]
         ranks.append(max(sides, key=lambda rank: np.isfinite(rank[0])))  # of two wings or eyes, the one that is seen
         x, y = peak(mask, sample.geometry)
         hits.append(bird[int(y), int(x)])

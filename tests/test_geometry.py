@@ -163,12 +163,6 @@ def test_train_crops_keep_to_the_asked_share_of_the_area():
         assert 0.24 < share < 0.51  # sides are rounded to whole pixels
 
 
-@pytest.mark.parametrize("hflip, expected", [(0.0, 0), (1.0, 30)])
-def test_hflip_is_a_probability(hflip, expected):
-    transform = TrainTransform((16, 16), MEAN, STD, hflip=hflip)
-    assert sum(transform(noise(20, 20))[1].flipped for _ in range(30)) == expected
-
-
 def seed_all(seed):
     torch.manual_seed(seed)
     random.seed(seed)
@@ -220,8 +214,8 @@ def test_transforms_for_takes_the_models_settings_and_the_overrides():
     assert geometry.scale[0] == pytest.approx(math.floor(96 / 0.8) / 200)
     _, geometry = transforms_for(config, train=False, crop_pct=1.0)(noise(200, 200))
     assert geometry.scale[0] == pytest.approx(96 / 200)
-    train = transforms_for(config, train=True, hflip=1.0)
-    assert isinstance(train, TrainTransform) and train(noise(50, 50))[1].flipped
+    train = transforms_for(config, train=True, scale=(1.0, 1.0))
+    assert isinstance(train, TrainTransform) and train(noise(50, 50))[1].scale == (96 / 50, 96 / 50)
 
 
 CALLS = {
@@ -229,8 +223,6 @@ CALLS = {
     "input_size": lambda: EvalTransform((3, 224, 224), MEAN, STD),
     "interpolation": lambda: TrainTransform(224, MEAN, STD, "bicubicc"),
     "scale": lambda: TrainTransform(224, MEAN, STD, scale=(0.5, 0.1)),
-    "ratio": lambda: TrainTransform(224, MEAN, STD, ratio=(0, 1)),
-    "hflip": lambda: TrainTransform(224, MEAN, STD, hflip=2),
     "randaugment": lambda: TrainTransform(224, MEAN, STD, randaugment="strong"),
     "points": lambda: Geometry((2, 2), (2, 2), (1, 1), (0, 0)).to_input([1, 2, 3]),
 }

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from grids_scorecard import scenes_of, score
 from scipy.ndimage import gaussian_filter
 from scipy.stats import percentileofscore, spearmanr
 from torch import nn
@@ -29,8 +30,6 @@ from loupe_core.scorecard import (
     randomisation,
     rank_at,
     rank_of_part,
-    scenes_of,
-    score,
 )
 
 
