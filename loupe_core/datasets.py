@@ -3,14 +3,13 @@
 One `Sample` holds an image with all that is known of it, and the geometry that leads back to the photograph.
 """
 
-import json
 import os
 import re
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import context, reduction
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from loupe_core.download import download_cub, find_cub
+from loupe_core.download import find_cub
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 from loupe_core.images import open_image
@@ -59,22 +58,12 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         LoupeError: the samples hold photographs instead of tensors.
     """
     if not torch.is_tensor(samples[0].image):
-        raise LoupeError(
-            "collate: found photographs, expected tensors: give the set a transform, see transforms_for"
-        )
+        raise LoupeError("collate: found photographs, expected tensors: give the set a transform, see transforms_for")
 
-    def stack(values: list[Tensor | None]) -> Tensor | None:
-        return None if values[0] is None else torch.stack(values)
-
-    return {
-        "image": default_collate([sample.image for sample in samples]),  # in a worker, straight into shared memory
-        "label": torch.tensor([sample.label for sample in samples]),
-        "parts": stack([sample.parts for sample in samples]),
-        "box": stack([sample.box for sample in samples]),
-        "geometry": [sample.geometry for sample in samples],
-        "path": [sample.path for sample in samples],
-        "image_id": torch.tensor([sample.image_id for sample in samples]),
-    }
+    columns = {field.name: [getattr(sample, field.name) for sample in samples] for field in fields(Sample)}
+    return {name: values if name in ("geometry", "path") else None if values[0] is None
+            else default_collate(values)  # in a worker, straight into shared memory
+            for name, values in columns.items()}
 
 
 class _PixelFile:
@@ -141,7 +130,14 @@ class _Photographs(Dataset):
     parts: np.ndarray | None = None  # (N, 15, 3) float32
     boxes: np.ndarray | None = None  # (N, 4) float32
 
-    def __init__(self, transform: Transform | None, cache: bool):
+    def __init__(self, split: str, seed: int, transform: Transform | None, cache: bool, **fractions: float):
+        if split not in SPLITS:
+            raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+        if not 0 <= seed < 2**32:
+            raise LoupeError(f"seed: found {seed}, expected a whole number from 0 to 2**32 - 1")
+        for name, value in fractions.items():
+            if not 0 <= value < 1:
+                raise LoupeError(f"{name}: found {value}, expected a share in [0, 1), such as 0.1")
         self.transform = transform
         self._cache = _PixelFile() if cache else None
 
@@ -182,8 +178,7 @@ class CUB200(_Photographs):
     Only the lists are read here; a photograph is opened when it is asked for.
 
     Attributes: `class_names`, `labels` (N,), `paths`, `image_ids` (N,), `parts` (N, 15, 3) or None where
-    there is no folder parts/, `boxes` (N, 4) or None where there is neither parts/ nor bounding_boxes.txt,
-    `attributes` (what attributes.json holds) or None.
+    there is no folder parts/, `boxes` (N, 4) or None where there is neither parts/ nor bounding_boxes.txt.
 
     Args:
         root: the folder that holds images.txt, or its parent.
@@ -193,7 +188,6 @@ class CUB200(_Photographs):
         seed: of the cut between "train" and "val", 0 or more.
         transform: photograph -> (tensor, Geometry); None leaves the photograph as it is.
         classes: names (as in classes.txt) or ids to keep; they become labels 0, 1, ... in this order.
-        download: fetch CUB-200-2011 into `root` if it is not there (1.2 GB).
         cache: keep decoded photographs (H * W * 3 bytes each) in a temporary file that all DataLoader workers share:
             up to 4 GiB and half of the free space in `tempfile.gettempdir()`; the others are decoded each time.
 
@@ -210,17 +204,13 @@ class CUB200(_Photographs):
         seed: int = 0,
         transform: Transform | None = None,
         classes: Sequence[str | int] | None = None,
-        download: bool = False,
         cache: bool = False,
     ):
-        super().__init__(transform, cache)
-        _check_split(split, seed, val_fraction=val_fraction)
-        self.root = base = download_cub(root) if download else find_cub(root)
+        super().__init__(split, seed, transform, cache, val_fraction=val_fraction)
+        self.root = base = find_cub(root)
         if base is None:
-            raise LoupeError(
-                f"{root}: found no images.txt here or in CUB_200_2011/, expected the layout of CUB-200-2011; "
-                "check the path, or fetch it with download=True"
-            )
+            raise LoupeError(f"{root}: found no images.txt here or in CUB_200_2011/, expected the layout of "
+                             "CUB-200-2011; check the path, or fetch it with download_cub")
         class_ids, class_names = _read_names(base / "classes.txt")
         image_ids, files = _read_names(base / "images.txt")
         inside = np.array([not _CLIMBS.search(file) for file in files])
@@ -255,7 +245,6 @@ class CUB200(_Photographs):
         self.paths = [os.path.join(base, "images", files[k]) for k in index]  # pathlib takes 0.2 s for CUB
         self.boxes = None if boxes is None else boxes[index]
         self.parts = None if parts is None else parts[index]
-        self.attributes = _read_json(base / "attributes.json")
 
     def segmentation(self, i: int) -> np.ndarray | None:
         """(H, W) bool, True on the bird: segmentations/<class>/<name>.png above 127. None where absent.
@@ -295,8 +284,7 @@ class PhotoFolder(_Photographs):
         classes: Sequence[str] | None = None,
         cache: bool = False,
     ):
-        super().__init__(transform, cache)
-        _check_split(split, seed, val_fraction=val_fraction, test_fraction=test_fraction)
+        super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = root = Path(root)
         folders = _list_folders(root)
         # a class may be called "train": the root is divided when it holds little else
@@ -307,9 +295,7 @@ class PhotoFolder(_Photographs):
             for name in _list_folders(root / part):
                 found = _list_images(root / part / name)
                 if name not in class_names or (not found and part in ("train", ".")):
-                    raise LoupeError(
-                        f"{root / part / name}: found a class without training images; remove it"
-                    )
+                    raise LoupeError(f"{root / part / name}: found a class without training images; remove it")
                 files += found
                 labels += [class_names.index(name)] * len(found)
                 origin += [part] * len(found)
@@ -329,16 +315,6 @@ def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 |
     """The data set in a folder: `CUB200` where it has the lists of CUB's layout, else `PhotoFolder`."""
     listed = find_cub(root) or (Path(root) / "classes.txt").is_file()
     return (CUB200 if listed else PhotoFolder)(root, split, **options)
-
-
-def _check_split(split: str, seed: int, **fractions: float) -> None:
-    if split not in SPLITS:
-        raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
-    if not 0 <= seed < 2**32:
-        raise LoupeError(f"seed: found {seed}, expected a whole number from 0 to 2**32 - 1")
-    for name, value in fractions.items():
-        if not 0 <= value < 1:
-            raise LoupeError(f"{name}: found {value}, expected a share in [0, 1), such as 0.1")
 
 
 def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
@@ -442,18 +418,6 @@ def _check_rows(path: Path, good: np.ndarray, expected: str) -> None:
 
 def _line_error(path: Path, number: int, found: str | int, expected: str) -> LoupeError:
     return LoupeError(f"{path}, line {number}: found {str(found)[:60]!r}, expected {expected}; {_AGAIN}")
-
-
-def _read_json(path: Path) -> dict | None:
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
-        raise LoupeError(f"{path}: found broken JSON ({error}); write the set again") from None
-    if not isinstance(value, dict):
-        raise LoupeError(f"{path}: found a {type(value).__name__}, expected an object {{...}}; write the set again")
-    return value
 
 
 def _list_folders(folder: Path) -> list[str]:

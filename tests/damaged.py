@@ -301,23 +301,6 @@ table("classes.txt not ASCII", "classes.txt", line(2, "2 Großer Ō'ō"), "read"
 table("classes.txt with Arabic digits", "classes.txt", line(2, "٢ 002.Bird_2"), "read")
 
 
-def attributes(name, content, outcome="refused"):
-    def write(folder):
-        root = write_cub(folder / "set", classes=2, per_class=4)
-        (root / "attributes.json").write_bytes(content)
-        return root
-
-    add(f"table: attributes.json {name}", "table", outcome, write)
-
-
-attributes("empty", b"")
-attributes("cut", b'{"a": [1, ')
-attributes("nested 100,000 deep", b"[" * 100_000 + b"]" * 100_000)
-attributes("with a number of 5,000 digits", b'{"a": ' + b"9" * 5000 + b"}")
-attributes("that is a list", b"[1, 2]")
-attributes("binary", bytes(range(256)))
-attributes("with a BOM", b'\xef\xbb\xbf{"a": 1}', "read")
-
 # ---- archives
 
 

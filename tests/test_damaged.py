@@ -179,7 +179,7 @@ COMMANDS = {
     "image: a name with a terminal's escape": "explain",
     "table: images.txt with '../../etc/passwd'": "evaluate",
     "table: parts/part_locs.txt binary": "evaluate",
-    "table: attributes.json nested 100,000 deep": "train",
+    "table: train_test_split.txt binary": "train",
     "checkpoint: a pickle called model.safetensors": "export",
     "checkpoint: weights with NaN": "evaluate",
     "checkpoint: config nested 100,000 deep": "export",

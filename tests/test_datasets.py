@@ -154,17 +154,6 @@ def test_segmentation_is_true_on_the_bird_or_none(make_cub):
     assert dataset.segmentation(0) is None
 
 
-def test_attributes_are_read_where_there_are_some(make_cub):
-    folder = make_cub(images=False)
-    assert CUB200(folder).attributes is None
-    (folder / "attributes.json").write_text('{"bill": ["long", "short"]}')
-    assert CUB200(folder).attributes == {"bill": ["long", "short"]}
-    (folder / "attributes.json").write_text('{"bill": ')
-    with pytest.raises(LoupeError) as caught:
-        CUB200(folder)
-    assert "attributes.json: found broken JSON" in one_line(caught)
-
-
 def test_metadata_of_11788_images_loads_in_under_a_second(make_cub):
     folder = make_cub(classes=200, per_class=59, images=False)
     seconds, count = [], 0

@@ -121,9 +121,10 @@ def test_a_download_is_unpacked_whole_and_leaves_nothing_else(serve, archive, ma
 
 def test_a_set_that_is_there_is_not_fetched_again(serve, archive, tmp_path):
     asked = serve(cub=archive)
-    sets = [CUB200(tmp_path / "data", split, download=True) for split in ("train", "val", "test")]
+    roots = [download_cub(tmp_path / "data") for _ in range(2)]
+    sets = [CUB200(roots[0], split) for split in ("train", "val", "test")]
     assert sum(len(part) for part in sets) == 30 and sets[0].image(0).size == (48, 36)
-    CUB200(tmp_path / "data" / "CUB_200_2011", download=True)  # the folder itself, not its parent
+    assert {*roots, download_cub(roots[0])} == {roots[0]}  # the folder itself, not its parent
     assert asked == ["/cub.tgz"]
 
 
