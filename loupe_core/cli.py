@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from loupe_core.audit import conclusion, gate_effect, table
-from loupe_core.datasets import open_set
+from loupe_core.datasets import CUB200, PhotoFolder, open_set
 from loupe_core.download import download_cub
 from loupe_core.errors import LoupeError
 from loupe_core.export import export_onnx
@@ -62,12 +62,18 @@ def train(args) -> None:
     print(f"kept in {args.out / 'best'}; next: loupe evaluate {args.data} --checkpoint {args.out / 'best'}")
 
 
-def evaluate(args) -> None:
+def _open(args) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
+    """The model in `--checkpoint`, and the split of the data set that it was trained on."""
     model = LoupeModel.from_pretrained(args.checkpoint)
     data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False))
     if model.class_names and data.class_names != model.class_names:
         raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
                          f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
+    return model, data
+
+
+def evaluate(args) -> None:
+    model, data = _open(args)
     result = Trainer(model, data, recipe=Recipe(batch_size=args.batch_size, precision=args.precision)).evaluate(data)
     right = int((result.predictions == result.labels).sum())
     found = _accuracy(args.split, right, len(result.labels))
@@ -99,7 +105,7 @@ def _add_to_card(file: Path, line: str) -> None:
 def explain(args) -> None:
     if args.output.suffix.lower() not in Image.registered_extensions():
         raise LoupeError(f"--output {args.output}: expected an image file such as out.png")
-    model = LoupeModel.from_pretrained(args.checkpoint).eval()
+    model = LoupeModel.from_pretrained(args.checkpoint)
     if not model.sites:
         raise LoupeError(f"{args.checkpoint} holds a bare backbone; expected a model with a gate, which has a mask")
     photograph = open_image(args.photo)
@@ -124,11 +130,7 @@ def explain(args) -> None:
 
 
 def audit(args) -> None:
-    model = LoupeModel.from_pretrained(args.checkpoint)
-    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False))
-    if model.class_names and data.class_names != model.class_names:
-        raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
-                         f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
+    model, data = _open(args)
     if args.images < 1:
         raise LoupeError(f"--images {args.images}: expected 1 or more")
     chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
@@ -141,7 +143,7 @@ def audit(args) -> None:
 
 
 def export(args) -> None:
-    export_onnx(LoupeModel.from_pretrained(args.checkpoint).eval(), args.output)
+    export_onnx(LoupeModel.from_pretrained(args.checkpoint), args.output)
     print(f"ONNX: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
 
 

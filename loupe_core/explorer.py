@@ -28,6 +28,7 @@ from loupe_core.fieldguide import PART_OF, SPECIES, draw
 from loupe_core.geometry import Geometry, transforms_for
 from loupe_core.heatmap import peak
 from loupe_core.images import open_image
+from loupe_core.sites import eval_mode
 
 try:
     import anywidget
@@ -76,10 +77,8 @@ def readable(class_name: str) -> str:
 def likeliest(model: torch.nn.Module, images: torch.Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
     """The `k` likeliest classes of each image `(B, 3, H, W)` with their probabilities; `model` has `class_names` or
     their numbers stand for them."""
-    was_training = model.training
-    with torch.no_grad():
-        shares = model.eval()(images).softmax(1)
-    model.train(was_training)
+    with eval_mode(model), torch.no_grad():
+        shares = model(images).softmax(1)
     names = getattr(model, "class_names", None) or [f"class {i}" for i in range(shares.shape[1])]
     best = shares.topk(min(k, shares.shape[1]))
     return [[(readable(names[i]), float(p)) for p, i in zip(values, numbers.tolist())]

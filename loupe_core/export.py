@@ -11,7 +11,7 @@ from torch import nn
 
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
-from loupe_core.sites import one_line
+from loupe_core.sites import eval_mode, one_line
 
 
 class _WithMask(nn.Module):
@@ -52,17 +52,12 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True,
     like = next(model.parameters())
     # Two images, because torch.export takes a batch of one for a constant.
     images = torch.zeros(2 if dynamic_batch else 1, 3, *model.img_size, dtype=like.dtype, device=like.device)
-    was_training = model.training
     try:
-        program = torch.onnx.export(
-            _WithMask(model).eval(),
-            (images,),
-            input_names=["image"],
-            output_names=names,
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}} if dynamic_batch else None,
-            dynamo=True,
-            verbose=False,
-        )
+        with eval_mode(model):
+            program = torch.onnx.export(
+                _WithMask(model).eval(), (images,), input_names=["image"], output_names=names,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}} if dynamic_batch else None,
+                dynamo=True, verbose=False)
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
         program.save(str(path))
@@ -70,8 +65,6 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True,
             _store_halves(path)
     except Exception as error:  # the exporter's stages each raise their own kinds
         raise LoupeError(f"{model.backbone_name} cannot be exported to {path}: {one_line(error)}") from error
-    finally:
-        model.train(was_training)
     return names
 
 

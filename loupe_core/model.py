@@ -32,47 +32,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LARGEST_SIDE = 2048  # pixels; of the images of a checkpoint from elsewhere
 # timm.create_model would open, fetch or even unpickle a file for these
 FILE_OPTIONS = {"cache_dir", "checkpoint_path", "features_only", "pretrained", "scriptable"}
-
-# The README.md beside shared weights, for Hugging Face's generate_model_card; `loupe train` gives it the facts.
-CARD = """---
-{{ card_data }}
----
-
-# A Loupe: {{ backbone | default("an image classifier with a spatial attention gate") }}
-
-An image classifier that says where it looks: a gate (3x3 convolution, ReLU, 1x1 convolution, sigmoid) in a timm
-backbone multiplies the features by a mask, which is returned with the logits. Method: *The Loupe*, {{ paper_url }}.
-
-```python
-from loupe_core import LoupeModel
-
-model = LoupeModel.from_pretrained("this folder, or owner/name on the hub")
-logits, mask = model(images, return_mask=True)
-```
-
-## Data
-
-{{ data | default("Not recorded.") }}
-
-## Recipe
-{% if recipe %}
-| choice | value |
-|---|---|
-{% for name, value in recipe.items() %}| {{ name }} | {{ value }} |
-{% endfor %}{% else %}
-Not recorded.
-{% endif %}
-## Metrics
-{% for line in metrics %}
-- {{ line }}{% else %}
-Not recorded.{% endfor %}
-
-## Limits
-
-The mask shows what the features were multiplied by, at one place in the network. It comes before the last stages and
-does not change with what they make of the features: it is no explanation of the answer by itself. `loupe audit` says
-how much of it reaches the answer. On other photographs than those of the data above, nothing has been measured.
-"""
+# the README.md beside shared weights, for Hugging Face's generate_model_card; `loupe train` gives it the facts
+CARD = Path(__file__).with_name("model_card.md")
 
 
 class SiteGate(Gate):
@@ -101,7 +62,7 @@ class LoupeModel(
     tags=["fine-grained", "attention", "timm"],
     paper_url="https://arxiv.org/abs/2508.16663",
     license="mit",
-    model_card_template=CARD,
+    model_card_template=CARD.read_text(encoding="utf-8"),
 ):
     """A timm classifier whose features pass through a Loupe on their way.
 

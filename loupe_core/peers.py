@@ -96,10 +96,10 @@ class ControlMask(nn.Module):
         features `(B, C, H, W)` -> mask `(B, 1, H, W)` in [0, 1].
     """
 
-    def __init__(self, kind: str, channels: int, reduction: int = 16) -> None:
+    def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
         self.kind, self.seed = kind, int(torch.randint(2**31, ()))
-        self.loupe = Loupe(channels, reduction)
+        self.loupe = Loupe(channels)
         if kind in ("random", "centre"):
             self.loupe.requires_grad_(False)
 
@@ -117,7 +117,7 @@ class ControlMask(nn.Module):
         return mask
 
 
-def control(kind: str, channels: int, reduction: int = 16) -> nn.Module:
+def control(kind: str, channels: int) -> nn.Module:
     """A mask to compare the Loupe's with, at the same number of parameters but for "cbam" (fewer).
 
     Args:
@@ -125,14 +125,14 @@ def control(kind: str, channels: int, reduction: int = 16) -> nn.Module:
             are dealt to other places; "random": the mask of a Loupe that stays as it was drawn; "centre": a Gaussian
             in the middle, the same for all; "cbam": the spatial half of CBAM (Woo et al. 2018), a 7x7 convolution of
             the channels' mean and maximum, timm's.
-        channels, reduction: as for `Loupe`.
+        channels: as for `Loupe`.
 
     Raises:
         LoupeError: the kind is unknown.
     """
     if kind not in ("constant", "shuffled", "random", "centre", "cbam"):
         raise LoupeError(f"control {kind!r} is unknown; expected one of constant, shuffled, random, centre, cbam")
-    return CbamMask() if kind == "cbam" else ControlMask(kind, channels, reduction)
+    return CbamMask() if kind == "cbam" else ControlMask(kind, channels)
 
 
 class CbamMask(SpatialAttn):

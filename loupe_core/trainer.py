@@ -348,16 +348,6 @@ class Trainer:
         return DataLoader(dataset, r.batch_size if train else 4 * r.batch_size, shuffle=train, collate_fn=collate,
                           num_workers=workers, pin_memory=on_gpu, persistent_workers=workers > 0)
 
-    def _own_state(self) -> dict:
-        """What Accelerate's state does not hold: the schedule, the rows so far and the count of early stopping."""
-        return dict(schedule=self._schedule.state_dict(), history=self.history, best_loss=self._best_loss,
-                    stale=self._stale, best_weights=self._best_weights)
-
-    def _load_own_state(self, state: dict) -> None:
-        self.history, self._best_loss, self._stale = state["history"], state["best_loss"], state["stale"]
-        self._best_weights = state["best_weights"]
-        self._schedule.load_state_dict(state["schedule"])
-
     def _begin(self, resume: bool):
         if self.out_dir is None:
             return
@@ -372,7 +362,9 @@ class Trainer:
                 # not register_for_checkpointing, which would unpickle, and so execute, whatever lies in the folder
                 own = torch.load(states[-1] / "trainer.pt", map_location="cpu", weights_only=True)
                 self.accelerator.load_state(str(states[-1]))
-                self._load_own_state(own)
+                self._schedule.load_state_dict(own["schedule"])
+                self.history, self._best_loss, self._stale = own["history"], own["best_loss"], own["stale"]
+                self._best_weights = own["best_weights"]
             except Exception as e:  # whatever a reader of broken bytes may raise
                 reason = "".join(c for c in " ".join(str(e).split()) if c.isprintable())[:200]
                 raise LoupeError(f"{states[-1]}: this state cannot be read ({type(e).__name__}: {reason}); remove its "
@@ -421,7 +413,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished))
         if self.accelerator.is_main_process:
-            torch.save(self._own_state(), unfinished / "trainer.pt")
+            # what Accelerate's state does not hold
+            torch.save(dict(schedule=self._schedule.state_dict(), history=self.history, best_loss=self._best_loss,
+                            stale=self._stale, best_weights=self._best_weights), unfinished / "trainer.pt")
         self.accelerator.wait_for_everyone()  # every process writes its share of the state
         if self.accelerator.is_main_process:
             states.mkdir(exist_ok=True)
@@ -431,13 +425,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 
-def _as_list(masks) -> list[torch.Tensor]:
-    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
-
-
 def _per_image(masks, measure, logits, without: float) -> torch.Tensor:
     """Mean over sites of `measure` (a mask -> (B,)), or `without` where there is no gate: (B,) float."""
-    values = [measure(m).float() for m in _as_list(masks)]
+    values = [measure(m).float() for m in ([masks] if isinstance(masks, torch.Tensor) else masks)]
     return torch.stack(values).mean(0) if values else torch.full_like(logits[:, 0], without, dtype=torch.float)
 
 
