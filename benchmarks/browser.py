@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
 import shutil
 import statistics
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import web_assets  # noqa: E402
 from build_lab import build_lab  # noqa: E402
 
+from benchmarks.common import processor  # noqa: E402
 from loupe_core import LoupeModel, transforms_for  # noqa: E402
 from loupe_core.model import FIELDGUIDE  # noqa: E402
 
@@ -53,12 +53,6 @@ class Quiet(SimpleHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def measure(folder: Path, runs: int) -> dict[str, float]:

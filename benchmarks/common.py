@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from loupe_core.trainer import write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -88,13 +91,33 @@ def provenance() -> dict:
                 versions={name: version(name) for name in packages})
 
 
-def write(name: str, table: dict, folder: Path = RESULTS) -> Path:
-    """Writes `table` with its provenance to data/results/bench_<name>.json; returns the file."""
+def command(name: str, about: str, measure: Callable[[bool], dict], argv: list[str] | None = None,
+            folder: Path | None = None) -> dict:
+    """What `python -m benchmarks.NAME [--quick]` does: measures, prints and writes a table, and returns it.
+
+    Args:
+        name: of the benchmark; the file is bench_<name>.json.
+        about: the module's docstring.
+        measure: whether the run is to be quick -> the table: figures, and lists of rows under their names.
+        argv: words of the command line; None takes the process's own.
+        folder: where to write; None means data/results, and nothing at all for a quick run.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the least of everything: to see that it runs")
+    quick = parser.parse_args(argv).quick
+    table = measure(quick)
+    for key, value in table.items():
+        print(f"{key}\n{show(value)}\n" if isinstance(value, list) else f"{key}: {value}")
+    if folder or not quick:
+        print(f"written to {write(name, table, folder or RESULTS)}")
+    return table
+
+
+def write(name: str, table: dict, folder: Path) -> Path:
+    """Writes `table` with its provenance to bench_<name>.json in `folder`; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"bench_{name}.json"
-    beside = file.with_suffix(".unfinished")
-    beside.write_text(json.dumps({**table, "provenance": provenance()}, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_whole(file, json.dumps({**table, "provenance": provenance()}, indent=1) + "\n")
     return file
 
 

@@ -9,44 +9,37 @@ data/results/bench_explanations.json.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+from functools import partial
 
 import torch
 
-from benchmarks.common import interleaved, ratio, show, write
+from benchmarks.common import command, interleaved, ratio
 from loupe_core import LoupeModel
-from loupe_core.explain import explain
+from loupe_core.explain import count_passes, explain
 
 METHODS = {"mask": {}, "grad_cam": {}, "rollout": {}, "integrated_gradients": dict(steps=50), "occlusion": {}}
 
 
-def main(argv: list[str] | None = None, **where) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="swin_micro, one round: to see that it runs")
-    quick = parser.parse_args(argv).quick
+def measure(quick: bool) -> dict:
     backbone, rounds = ("swin_micro", 1) if quick else ("swin_tiny_patch4_window7_224", 5)
     torch.manual_seed(0)
     model = LoupeModel(backbone, num_classes=200, pretrained=False).eval()
     image, target = torch.randn(1, 3, *model.img_size), torch.tensor([0])
     calls = {name: lambda name=name, options=options: explain(model, image, name, target, **options)
              for name, options in METHODS.items()}
-    passes, seen = {}, []
-    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    passes = {}
     for name, call in calls.items():
-        seen.clear()
-        call()
-        passes[name] = sum(seen)
+        with count_passes(model) as counted:
+            call()
+        passes[name] = counted.forward
     seconds = interleaved(calls, rounds)
     rows = [dict(method=name, passes=passes[name], ms=1000 * statistics.median(seconds[name]),
                  **ratio(seconds[name], seconds["mask"])) for name in METHODS]
-    table = dict(backbone=backbone, rounds=rounds, rows=rows)
-    print(f"{backbone}, one image, {rounds} rounds; ratio: to the mask")
-    print(show(rows))
-    if not quick or where:
-        print(write("explanations", table, **where))
-    return table
+    return dict(backbone=backbone, rounds=rounds, rows=rows)
 
+
+main = partial(command, "explanations", __doc__, measure)
 
 if __name__ == "__main__":
     main()

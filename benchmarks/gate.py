@@ -9,14 +9,14 @@ data/results/bench_gate.json.
 
 from __future__ import annotations
 
-import argparse
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from lion_pytorch import Lion
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import interleaved, peak_memory, ratio, show, write
+from benchmarks.common import command, interleaved, peak_memory, ratio
 from loupe_core import LoupeLoss, LoupeModel
 from loupe_core.trainer import pick_precision
 
@@ -72,10 +72,7 @@ def flops(model: LoupeModel) -> int:
     return counter.get_total_flops()
 
 
-def main(argv: list[str] | None = None, **where) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="Swin-Tiny, one round: to see that it runs")
-    quick = parser.parse_args(argv).quick
+def measure(quick: bool) -> dict:
     backbone, batch, rounds = BACKBONE[quick], 2 if quick else 8, 1 if quick else 9
     models = {name: build(backbone, name == "gated") for name in ("bare", "gated")}
     calls = {name: stepper(model, batch) for name, model in models.items()}
@@ -95,14 +92,11 @@ def main(argv: list[str] | None = None, **where) -> dict:
     for what, values in exact:
         found = round(values["gated"] / values["bare"], 6)
         rows.append(dict(what=what, **values, ratio=found, least=found, largest=found))
-    table = dict(backbone=backbone, batch=batch, rounds=rounds, device=str(DEVICE), precision=pick_precision(DEVICE),
-                 rows=rows)
-    print(f"{backbone}, batch {batch}, {table['precision']}, {DEVICE}, {rounds} rounds")
-    print(show(rows))
-    if not quick or where:
-        print(write("gate", table, **where))
-    return table
+    return dict(backbone=backbone, batch=batch, rounds=rounds, device=str(DEVICE), precision=pick_precision(DEVICE),
+                rows=rows)
 
+
+main = partial(command, "gate", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,6 @@ Writes data/results/bench_growth.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 
-from benchmarks.common import ROOT, show, write
+from benchmarks.common import ROOT, command, interleaved
 from benchmarks.gate import stepper
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.fieldguide import fieldguide_set, species_of, write_fieldguide
@@ -76,13 +76,8 @@ def by_pixels(sides: tuple[int, ...], rounds: int) -> list[dict]:
         backbone = timm.create_model("swin_tiny_patch4_window7_224", img_size=side, num_classes=200)
         step, _ = stepper(LoupeModel(backbone, num_classes=200), 4, side)
         step()
-        seconds = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - began)
-        rows.append({"pixels": side, "ms an image": 1000 * statistics.median(seconds) / 4,
-                     "ms a 1,000 pixels": 1e6 * statistics.median(seconds) / 4 / side**2})
+        ms = 1000 * statistics.median(interleaved({"step": step}, rounds)["step"]) / 4
+        rows.append({"pixels": side, "ms an image": ms, "ms a 1,000 pixels": 1000 * ms / side**2})
     return rows
 
 
@@ -113,25 +108,18 @@ def by_processes(folder: Path, images: int, counts: tuple[int, ...] = (1, 2)) ->
              "loss, epoch 2": found[1]["loss"]} for n, found in rows]
 
 
-def main(argv: list[str] | None = None, **where) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the least of each: to see that it runs")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.worker:
-        root, out, batch, threads = arguments.worker
-        return train(Path(root), Path(out), int(batch), int(threads))
-    quick = arguments.quick
+def measure(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        table = dict(images=by_images(Path(folder), (1000,) if quick else (1000, 4000, 12000)),
-                     pixels=by_pixels((224,) if quick else (224, 384, 448), 1 if quick else 5),
-                     processes=by_processes(Path(folder), 160 if quick else 640))
-    for rows in table.values():
-        print(show(rows))
-    if not quick or where:
-        print(write("growth", table, **where))
-    return table
+        return dict(images=by_images(Path(folder), (1000,) if quick else (1000, 4000, 12000)),
+                    pixels=by_pixels((224,) if quick else (224, 384, 448), 1 if quick else 5),
+                    processes=by_processes(Path(folder), 160 if quick else 640))
 
+
+main = partial(command, "growth", __doc__, measure)
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:  # one of several processes
+        root, out, batch, threads = sys.argv[2:]
+        train(Path(root), Path(out), int(batch), int(threads))
+    else:
+        main()

@@ -12,13 +12,13 @@ Photographs: some of LOUPE_CUB_ROOT where it is set, else drawn ones, 500 x 375 
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.common import RESULTS, interleaved, peak_memory, ratio, show, write
+from benchmarks.common import command, interleaved, peak_memory, ratio
 from loupe_core import PhotoFolder, collate, open_image, transforms_for
 from loupe_core.download import find_cub
 
@@ -87,11 +87,6 @@ def read_all(loader: DataLoader) -> None:
         pass
 
 
-def forget(loader: DataLoader) -> None:
-    """Empties the cache, for the workers too: they share its file."""
-    loader.dataset._cache.file.truncate(0)
-
-
 def passes(make, folder: Path, size: int, randaugment: str | None, epochs: int) -> None:
     """What `peak_memory` measures: some passes over all photographs in one process."""
     torch.set_num_threads(1)
@@ -103,15 +98,14 @@ def passes(make, folder: Path, size: int, randaugment: str | None, epochs: int) 
 def measure_speed(folder: Path, size: int, randaugment: str | None, workers: int, rounds: int) -> dict:
     count = sum(1 for _ in folder.glob("*/*"))
     theirs, ours = (make(folder, size, randaugment, workers) for make in (their_loader, our_loader))
-    cases = {"theirs": lambda: read_all(theirs), "cold": lambda: read_all(ours), "warm": lambda: read_all(ours)}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
     read_all(theirs)  # starts the workers
     read_all(ours)
-    for turn in range(rounds):
-        for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
-            if name == "cold":
-                forget(ours)
-            seconds[name] += interleaved({name: cases[name]}, 1)[name]
+
+    def cold():  # empties the cache, for the workers too: they share its file
+        ours.dataset._cache.file.truncate(0)
+        read_all(ours)
+
+    seconds = interleaved(dict(theirs=lambda: read_all(theirs), cold=cold, warm=lambda: read_all(ours)), rounds)
     return dict(augment="RandAugment" if randaugment else "crop, mirror", size=size, workers=workers,
                 **{f"{name}_images_s": count / statistics.median(values) for name, values in seconds.items()},
                 **{f"{name}_{key}": value for name in ("cold", "warm")
@@ -175,10 +169,7 @@ def differences(paths: list[str], size: int, randaugment: str | None, seed: int 
                 mean_of_the_worst=max(means), share_above_2=statistics.fmean(shares))
 
 
-def main(words: list[str] | None = None, results: Path = RESULTS) -> dict:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader")
-    parser.add_argument("--quick", action="store_true", help="16 photographs, one round, 224 px")
-    quick = parser.parse_args(words).quick
+def measure(quick: bool) -> dict:
     count, rounds, sizes = (16, 1, (224,)) if quick else (96, 5, (224, 448))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*fork.*")
@@ -200,12 +191,10 @@ def main(words: list[str] | None = None, results: Path = RESULTS) -> dict:
                               limit=kept._cache.LIMIT)
         table["pixels"] = [differences(files, size, randaugment)
                            for size in sizes for randaugment in (None, RANDAUGMENT)]
-    for key in ("parts_ms", "speed", "memory", "pixels"):
-        print(f"{key}\n{show(table[key])}\n")
-    print(f"cache: {table['cache']}")
-    print(f"written to {write('loader', table, results)}")
     return table
 
+
+main = partial(command, "loader", __doc__, measure)
 
 if __name__ == "__main__":
     main()

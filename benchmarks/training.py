@@ -10,20 +10,23 @@ data/results/bench_training.json.
 
 from __future__ import annotations
 
-import argparse
+import logging
 import statistics
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from lion_pytorch import Lion
 from torch.utils.data import DataLoader
 
-from benchmarks.common import interleaved, peak_memory, ratio, show, write
+from benchmarks.common import command, interleaved, peak_memory, ratio
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, collate, transforms_for
 from loupe_core.fieldguide import fieldguide_set, species_of
+from loupe_core.trainer import pick_precision
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {"swin_micro": ("swin_micro", 112, 32), "swin_tiny": ("swin_tiny_patch4_window7_224", 224, 16)}
@@ -152,16 +155,11 @@ FOUR = ("trainer", "plain", "lightning", "hugging_face")
 
 
 def precision() -> str:
-    from loupe_core.trainer import pick_precision
-
     return pick_precision(torch.device(DEVICE))
 
 
 @contextmanager
 def quiet():
-    import logging
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
@@ -223,10 +221,7 @@ def shares(case: str, root: Path, steps: int) -> dict[str, float]:
     return found | dict(rest=1 - sum(found.values()))
 
 
-def main(argv: list[str] | None = None, **where) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two steps of swin_micro, one round: to see that it runs")
-    quick = parser.parse_args(argv).quick
+def measure(quick: bool) -> dict:
     rows, parts = [], []
     with tempfile.TemporaryDirectory() as folder:
         for case, (_, size, batch) in CASES.items() if not quick else [("swin_micro", CASES["swin_micro"])]:
@@ -237,20 +232,15 @@ def main(argv: list[str] | None = None, **where) -> dict:
             times = turns(case, root, steps, rounds)
             for name in FOUR:
                 images = batch * (steps - 1)
+                faster = ratio(times[name], times["trainer"])
                 rows.append({"case": case, "who": name, "images/s": images / statistics.median(times[name]),
-                             "trainer's speed": ratio(times[name], times["trainer"])["ratio"],
-                             "least": ratio(times[name], times["trainer"])["least"],
-                             "largest": ratio(times[name], times["trainer"])["largest"],
+                             "trainer's speed": faster.pop("ratio"), **faster,
                              "peak MiB": round(peak_memory(run, case, root, 3, name) / 2**20)})
             parts.append(dict(case=case) | {k: round(v, 4) for k, v in shares(case, root, steps).items()})
-    table = dict(device=DEVICE, precision=precision(), rows=rows, shares=parts)
-    print(f"{DEVICE}, {precision()} (plain: fp32)")
-    print(show(rows))
-    print(show(parts))
-    if not quick or where:
-        print(write("training", table, **where))
-    return table
+    return dict(device=DEVICE, precision=precision(), rows=rows, shares=parts)
 
+
+main = partial(command, "training", __doc__, measure)
 
 if __name__ == "__main__":
     main()
