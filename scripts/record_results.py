@@ -11,13 +11,15 @@ data/results/parts. A later call without ``--part`` takes them in and runs what 
 import argparse
 import csv
 import importlib
+import io
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 from runs import RESULTS, ROOT, provenance
+
+from loupe_core.trainer import write_whole
 
 # name -> (function of the choices, which returns what came out and the Trainer or None; the choices of every row)
 GRIDS = {}
@@ -30,9 +32,7 @@ def keep_masks(grid: str, choice: dict, masks: dict) -> None:
     file = RESULTS / f"{grid}_masks.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
-    beside = file.with_suffix(".unfinished")
-    beside.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    os.replace(beside, file)
+    write_whole(file, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
 def run_row(grid: str, choice: dict) -> dict:
@@ -71,12 +71,11 @@ def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) 
 
 
 def _write(file: Path, rows: list[dict]) -> None:
-    beside = file.with_suffix(".unfinished")
-    with beside.open("w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, file)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
 
 
 def _part(text: str) -> tuple[int, int]:
