@@ -29,7 +29,7 @@ from loupe_core.trainer import Stopped
 KILLS, SEED = int(os.environ.get("LOUPE_KILLS", 20)), int(os.environ.get("LOUPE_KILL_SEED", 0))
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 CONTEXT = multiprocessing.get_context("forkserver")  # the imports are paid once
-CONTEXT.set_forkserver_preload(["loupe_core.cli"])
+CONTEXT.set_forkserver_preload(["loupe_core.cli", "papermill", "pytest"])
 
 
 def child(folder: str, die_at: int | None, connection) -> None:
