@@ -12,6 +12,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 from sphinx_external_toc.parsing import parse_toc_yaml
@@ -21,10 +22,12 @@ HTML, OUT = ROOT / "book" / "_build" / "html", ROOT / "book" / "_build" / "the-l
 # The page's own furniture stays away; a wide table, a long line of code or a picture is not cut at the paper's edge.
 PRINT = """
 .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .header-article, .prev-next-area, .bd-footer,
-.bd-header, .toggle-button, .copybtn, #pst-back-to-top, .search-button__wrapper, .topbar { display: none !important; }
+.bd-header, .toggle-button, .copybtn, #pst-back-to-top, .search-button__wrapper, .topbar, #jb-print-docs-body
+{ display: none !important; }
+.bd-main .bd-content .bd-article h1:first-of-type { display: block !important; }
 .bd-main, .bd-content, .bd-article-container, .bd-article { max-width: none !important; display: block !important; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; font-size: 7.5pt !important; }
-table { font-size: 8.5pt; max-width: 100%; } td, th { overflow-wrap: anywhere; white-space: normal !important; }
+table { font-size: 8.5pt; max-width: 100%; } td { overflow-wrap: anywhere; } td, th { white-space: normal !important; }
 .pst-scrollable-table-container { overflow: visible !important; }
 img, svg, canvas { max-width: 100% !important; break-inside: avoid; }
 h1, h2, h3 { break-after: avoid; }
@@ -37,6 +40,9 @@ OPEN = """async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
   await Promise.all([...document.images].map(i => { i.loading = "eager"; return i.decode().catch(() => 0); }));
 }"""
+
+# "Try it" has computed its first answer; other pages have no laboratory.
+READY = """() => !document.querySelector("#lab") || /Computed in/.test(document.querySelector("#lab").innerText)"""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -61,7 +67,11 @@ def print_pages(html: Path, names: list[str], out: Path) -> int:
                 page = browser.new_page(color_scheme="light", viewport=dict(width=900, height=1200))
                 page.goto(f"http://127.0.0.1:{server.server_port}/{name}.html", wait_until="load")
                 page.evaluate(OPEN)
-                page.wait_for_timeout(1000)  # what scripts draw: explorers, the laboratory
+                page.wait_for_timeout(1000)  # what scripts draw: explorers
+                try:
+                    page.wait_for_function(READY, timeout=60_000)
+                except PlaywrightTimeout:
+                    print(f"pdf: the laboratory of {name}.html gave no answer in a minute; it is printed without one")
                 page.add_style_tag(content=PRINT)
                 margin = dict(top="15mm", bottom="15mm", left="15mm", right="15mm")
                 sheets = PdfReader(io.BytesIO(page.pdf(format="A4", scale=0.8, print_background=True, margin=margin)))
