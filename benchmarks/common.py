@@ -1,13 +1,11 @@
-"""What the benchmarks share: turns in one process, ratios of medians, peak memory, a table, JSON with provenance."""
+"""What the benchmarks share: turns in one process, ratios of medians, a table, JSON with provenance."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import re
 import statistics
 import subprocess
 import time
@@ -39,35 +37,6 @@ def ratio(a: list[float], b: list[float]) -> dict[str, float]:
     single = [x / y for x, y in zip(a, b)]
     found = dict(ratio=statistics.median(a) / statistics.median(b), least=min(single), largest=max(single))
     return {name: round(value, 4) for name, value in found.items()}
-
-
-def peak_memory(function: Callable, *arguments) -> int:
-    """Bytes: the most that a fresh process held in memory while it ran `function`, a module's own, to its end."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run_and_tell, args=(theirs, function, arguments))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise RuntimeError(f"{function.__name__} failed in its process; see the lines above") from None
-    finally:
-        process.join()
-
-
-def _run_and_tell(pipe, function: Callable, arguments: tuple) -> None:
-    function(*arguments)
-    pipe.send(_own_peak())
-
-
-def _own_peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux hands ru_maxrss on to a started program, so it may be that of the parent
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def processor() -> str:

@@ -16,7 +16,8 @@ import torch
 from lion_pytorch import Lion
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import command, interleaved, peak_memory, ratio
+from benchmarks.common import command, interleaved, ratio
+from benchmarks.memory import peak_memory
 from loupe_core import LoupeLoss, LoupeModel
 from loupe_core.trainer import pick_precision
 

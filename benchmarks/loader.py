@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import RandomResizedCrop
 
-from benchmarks.common import command, interleaved, peak_memory, ratio
+from benchmarks.common import command, interleaved, ratio
+from benchmarks.memory import peak_memory
 from loupe_core import PhotoFolder, collate, open_image, transforms_for
 from loupe_core.download import find_cub
 

@@ -23,7 +23,8 @@ import torch
 from lion_pytorch import Lion
 from torch.utils.data import DataLoader
 
-from benchmarks.common import command, interleaved, peak_memory, ratio
+from benchmarks.common import command, interleaved, ratio
+from benchmarks.memory import peak_memory
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, collate, transforms_for
 from loupe_core.fieldguide import fieldguide_set, species_of
 from loupe_core.trainer import pick_precision

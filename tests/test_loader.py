@@ -14,7 +14,8 @@ from timm.data import auto_augment
 from torch.utils.data import DataLoader
 
 from benchmarks import loader
-from benchmarks.common import peak_memory, ratio
+from benchmarks.common import ratio
+from benchmarks.memory import peak_memory
 from loupe_core import PhotoFolder, TrainTransform, collate
 from loupe_core.datasets import _PixelFile
 from loupe_core.geometry import _QUICK
@@ -43,7 +44,7 @@ def bytes_kept(dataset):
 # ---- the file of decoded pixels
 
 
-@pytest.mark.parametrize("start, workers", [("fork", 2), ("spawn", 1), ("forkserver", 1)])  # the others import torch
+@pytest.mark.parametrize("start, workers", [("fork", 2), ("spawn", 1), ("forkserver", 2)])  # each spawned imports torch
 def test_workers_share_one_file_however_they_are_started(photographs, start, workers):
     dataset = open_all(photographs, transform=TrainTransform(16, **CONFIG))
     for _ in DataLoader(dataset, 2, collate_fn=collate, num_workers=workers, multiprocessing_context=start):

@@ -1,0 +1,37 @@
+"""Peak memory of a function in a fresh process. That process reads this file first, so it imports nothing large."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+
+def peak_memory(function: Callable, *arguments) -> int:
+    """Bytes: the most that a fresh process held in memory while it ran `function`, a module's own, to its end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run_and_tell, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(f"{function.__name__} failed in its process; see the lines above") from None
+    finally:
+        process.join()
+
+
+def _run_and_tell(pipe, function: Callable, arguments: tuple) -> None:
+    function(*arguments)
+    pipe.send(_own_peak())
+
+
+def _own_peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands ru_maxrss on to a started program, so it may be that of the parent
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
