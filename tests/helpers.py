@@ -1,10 +1,14 @@
 """What several test files use."""
 
+import multiprocessing
 import pickle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+FORKS = multiprocessing.get_context("forkserver")  # its processes share what the first of them has imported
+FORKS.set_forkserver_preload(["loupe_core.cli", "papermill", "pytest"])
 
 
 def write_cub(

@@ -4,6 +4,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import FORKS
 from torch.nn.parallel import DistributedDataParallel
 
 from loupe_core.loss import LoupeLoss
@@ -40,7 +41,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method=FORKS.get_start_method())
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     whole = train()
     torch.testing.assert_close((one["terms"] + two["terms"]) / 2, whole["terms"], rtol=1e-10, atol=1e-12)

@@ -7,7 +7,6 @@ LOUPE_KILLS sets how many are killed (20); LOUPE_KILL_SEED the seed of the momen
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ import nbformat
 import papermill
 import pytest
 import torch
+from helpers import FORKS
 from nbclient.exceptions import DeadKernelError
 from test_trainer import RECIPE, TRAIN, VAL, tiny_model
 
@@ -28,8 +28,6 @@ from loupe_core.trainer import Stopped
 
 KILLS, SEED = int(os.environ.get("LOUPE_KILLS", 20)), int(os.environ.get("LOUPE_KILL_SEED", 0))
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
-CONTEXT = multiprocessing.get_context("forkserver")  # the imports are paid once
-CONTEXT.set_forkserver_preload(["loupe_core.cli", "papermill", "pytest"])
 
 
 def child(folder: str, die_at: int | None, connection) -> None:
@@ -58,8 +56,8 @@ def digest(model) -> str:
 
 def train(folder, die_at=None, after=None) -> tuple:
     """The exit code of a child, and what it sent last. `after`: seconds from its first step to SIGKILL."""
-    ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=child, args=(str(folder), die_at, theirs))
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=child, args=(str(folder), die_at, theirs))
     process.start()
     theirs.close()
     last = None
@@ -161,8 +159,8 @@ def command(folder: str, connection) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_line_stops_in_one_line_and_keeps_what_it_has(tmp_path, number):
     write_fieldguide(tmp_path / "birds", species_of(1), train=3, test=1, size=112)
-    ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=command, args=(str(tmp_path), theirs))
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=command, args=(str(tmp_path), theirs))
     process.start()
     assert ours.poll(120) and ours.recv() == "begun"
     os.kill(process.pid, number)
