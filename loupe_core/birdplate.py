@@ -52,6 +52,10 @@ def _ellipse(x, y, rx, ry=None, start=0.0, stop=2 * np.pi, n=20) -> np.ndarray:
     return np.stack([x + rx * np.cos(a), y + (ry or rx) * np.sin(a)], 1)
 
 
+def _rotation(angle) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
 def _tint(colour, amount) -> tuple[int, int, int]:
     """Lighter (amount > 0) or darker (< 0) paint."""
     c = np.asarray(colour, float)
@@ -91,11 +95,9 @@ class Bird:
         self.layers, self.points = {}, {}
         self.attributes, self.rng = attributes, rng
         jitter = rng.normal(0, 1, 8)
-        posture = np.deg2rad(-22 + 13 * jitter[0])  # negative: head up
-        self.body_turn = np.array([[np.cos(posture), -np.sin(posture)], [np.sin(posture), np.cos(posture)]])
+        self.body_turn = _rotation(np.deg2rad(-22 + 13 * jitter[0]))  # negative: head up
         self.plump = np.array([1.0, 1 + 0.09 * jitter[1]])
-        tilt = np.deg2rad(9 * jitter[2] - 4)
-        self.head_turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
+        self.head_turn = _rotation(np.deg2rad(9 * jitter[2] - 4))
         self.head_size = 1.08 + 0.05 * jitter[3]
         self.look_back = -1.0 if rng.random() < 0.12 else 1.0
         self.head_at = self._body([(0.285, -0.205 - 0.02 * abs(jitter[4]))])[0]
@@ -252,9 +254,8 @@ def background(rng, size) -> Image.Image:
     for _ in range(rng.integers(7, 14)):
         x, y = rng.uniform(0, 2 * size, 2)
         r, turn = size * rng.uniform(0.05, 0.16), rng.uniform(0, 2 * np.pi)
-        c, s = np.cos(turn), np.sin(turn)
         colour = _tint(colours[rng.integers(len(colours))], rng.uniform(-0.25, 0.25))
-        spin = np.array([[c, s], [-s, c]]) * r
+        spin = _rotation(-turn) * r
         kind = rng.integers(4)
         if kind == 0:  # berries
             for dx, dy in rng.uniform(-1, 1, (3, 2)) * r:
@@ -285,8 +286,7 @@ def twig(pen, rng, start, stop, width, leaves):
     for _ in range(leaves):
         at = path[1] + (path[2] - path[1]) * rng.uniform(-1, 2)
         turn, r = rng.uniform(0, 2 * np.pi), width * rng.uniform(1.3, 2.4)
-        c, s = np.cos(turn), np.sin(turn)
-        leaf = (_smooth([(0, 0), (1, -0.5), (2.4, 0), (1, 0.5)]) * r) @ np.array([[c, s], [-s, c]]) + at
+        leaf = (_smooth([(0, 0), (1, -0.5), (2.4, 0), (1, 0.5)]) * r) @ _rotation(-turn) + at
         green = _tint((96, 122, 66), rng.uniform(-0.3, 0.3))
         pen.polygon(leaf.ravel().tolist(), (*green, 255))
         pen.line([*at, *leaf[12]], (*_tint(green, 0.3), 255), max(int(width / 8), 1))

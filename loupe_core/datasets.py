@@ -158,15 +158,10 @@ class _Photographs(Dataset):
         image, geometry = self.image(i), None
         if self.transform is not None:
             image, geometry = self.transform(image)
-        return Sample(
-            image=image,
-            label=int(self.labels[i]),
-            parts=None if self.parts is None else torch.tensor(self.parts[i]),
-            box=None if self.boxes is None else torch.tensor(self.boxes[i]),
-            geometry=geometry,
-            path=self.paths[i],
-            image_id=int(self.image_ids[i]),
-        )
+        return Sample(image=image, label=int(self.labels[i]),
+                      parts=None if self.parts is None else torch.tensor(self.parts[i]),
+                      box=None if self.boxes is None else torch.tensor(self.boxes[i]), geometry=geometry,
+                      path=self.paths[i], image_id=int(self.image_ids[i]))
 
 
 class CUB200(_Photographs):
@@ -196,16 +191,8 @@ class CUB200(_Photographs):
             argument out of range.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        transform: Transform | None = None,
-        classes: Sequence[str | int] | None = None,
-        cache: bool = False,
-    ):
+    def __init__(self, root: str | Path, split: str = "train", val_fraction: float = 0.1, seed: int = 0,
+                 transform: Transform | None = None, classes: Sequence[str | int] | None = None, cache: bool = False):
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction)
         self.root = base = find_cub(root)
         if base is None:
@@ -273,17 +260,9 @@ class PhotoFolder(_Photographs):
             range.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
-        transform: Transform | None = None,
-        classes: Sequence[str] | None = None,
-        cache: bool = False,
-    ):
+    def __init__(self, root: str | Path, split: str = "train", val_fraction: float = 0.1, test_fraction: float = 0.2,
+                 seed: int = 0, transform: Transform | None = None, classes: Sequence[str] | None = None,
+                 cache: bool = False):
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = root = Path(root)
         folders = _list_folders(root)

@@ -75,14 +75,8 @@ class EvalTransform:
         LoupeError: a setting that is out of range, by name.
     """
 
-    def __init__(
-        self,
-        input_size: int | tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-    ):
+    def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
+                 crop_pct: float = 0.875, interpolation: str = "bicubic"):
         self.input_size = _check_size(input_size)
         _check_interpolation(interpolation)
         if not 0 < crop_pct <= 1:
@@ -126,16 +120,9 @@ class TrainTransform:
         LoupeError: a setting that is out of range, by name.
     """
 
-    def __init__(
-        self,
-        input_size: int | tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: str = "bicubic",
-        scale: tuple[float, float] = (0.08, 1.0),
-        randaugment: str | None = None,
-        fast: bool = False,
-    ):
+    def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
+                 interpolation: str = "bicubic", scale: tuple[float, float] = (0.08, 1.0),
+                 randaugment: str | None = None, fast: bool = False):
         self.input_size = _check_size(input_size)
         self.interpolation = _check_interpolation(interpolation)
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -145,11 +132,8 @@ class TrainTransform:
         self.randaugment = None
         if randaugment is not None:
             grey = tuple(min(255, round(255 * value)) for value in mean)  # fills what a shear leaves empty
-            settings = dict(
-                translate_const=int(min(self.input_size) * 0.45),
-                img_mean=grey,
-                interpolation=str_to_pil_interp(interpolation),
-            )
+            settings = dict(translate_const=int(min(self.input_size) * 0.45), img_mean=grey,
+                            interpolation=str_to_pil_interp(interpolation))
             try:
                 self.randaugment = rand_augment_transform(randaugment, settings)
             except (AssertionError, ValueError):

@@ -71,12 +71,8 @@ def contour_level(heatmap: Any, percentile: float) -> float:
     return float(np.nanpercentile(_as_array(heatmap), percentile))
 
 
-def overlay(
-    image: Image.Image | np.ndarray,
-    heatmap: Any,
-    alpha: float = 0.5,
-    limits: tuple[float, float] | None = None,
-) -> np.ndarray:
+def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
+            limits: tuple[float, float] | None = None) -> np.ndarray:
     """Colour the photograph by the heatmap, in viridis, which is perceptually uniform -> uint8 (H, W, 3).
 
     What the model did not see is grey and dimmed.

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,15 @@ def open_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_known_formats()) as image:
+            Image.init()
+            known = [name for name in FORMATS if name in Image.OPEN]  # a Pillow may be built without some
+            with Image.open(path, formats=known) as image:
                 if max(image.size) > LONGEST * max(min(image.size), 1):
                     raise ValueError(f"{image.width} x {image.height} pixels, a strip {LONGEST} times as long as wide")
                 image.load()
-                return _to_rgb(_upright(image))
+                with suppress(Exception):  # broken EXIF data says nothing about the rotation, and the pixels are sound
+                    ImageOps.exif_transpose(image, in_place=True)  # without a copy of a large image
+                return _to_rgb(image)
     except UnidentifiedImageError:
         found = "no image format that is read here; expected JPEG, PNG, ..., copy or convert it again"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -47,19 +52,6 @@ def open_image(path: str | Path) -> Image.Image:
         reason = " ".join(str(error).split())
         found = f"a broken or unusual image ({reason}); copy or convert it again"
     raise LoupeError(f"{shown}: found {found}")
-
-
-def _known_formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]  # a Pillow may be built without some
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)  # without a copy of a large image
-    except Exception:  # broken EXIF data says nothing about the rotation, and the pixels are sound
-        pass
-    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -47,14 +47,8 @@ class LoupeLoss(nn.Module):
         LoupeError: An argument is out of its range.
     """
 
-    def __init__(
-        self,
-        lam: float = 0.05,
-        norm: str = "l1",
-        reduction: str = "mean",
-        warmup_epochs: float = 0,
-        label_smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, lam: float = 0.05, norm: str = "l1", reduction: str = "mean", warmup_epochs: float = 0,
+                 label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not (math.isfinite(lam) and lam >= 0):
             raise LoupeError(f"lam={lam!r} given to LoupeLoss: expected a finite number of 0 or more")
@@ -87,13 +81,8 @@ class LoupeLoss(nn.Module):
         values = mask.abs() if self.norm == "l1" else mask.square()
         return values.flatten(1).mean(1) if self.reduction == "mean" else values.flatten(1).sum(1)
 
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        masks: torch.Tensor | Sequence[torch.Tensor],
-        epoch: float | None = None,
-    ) -> LossTerms:
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor | Sequence[torch.Tensor],
+                epoch: float | None = None) -> LossTerms:
         B, K = logits.shape
         classification = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         masks = [masks] if isinstance(masks, torch.Tensor) else list(masks)

@@ -54,16 +54,9 @@ class SiteGate(Gate):
         return put_back(gated, output, self.layout)
 
 
-class LoupeModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="loupe-core",
-    pipeline_tag="image-classification",
-    tags=["fine-grained", "attention", "timm"],
-    paper_url="https://arxiv.org/abs/2508.16663",
-    license="mit",
-    model_card_template=CARD.read_text(encoding="utf-8"),
-):
+class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pipeline_tag="image-classification",
+                 tags=["fine-grained", "attention", "timm"], paper_url="https://arxiv.org/abs/2508.16663",
+                 license="mit", model_card_template=CARD.read_text(encoding="utf-8")):
     """A timm classifier whose features pass through a Loupe on their way.
 
     The backbone stays what it is: `model.backbone` is timm's own module, with its class, methods and state-dict names.
@@ -92,19 +85,10 @@ class LoupeModel(
         LoupeError: The backbone, a site or the form is unknown; weights cannot be loaded; arguments do not fit.
     """
 
-    def __init__(
-        self,
-        backbone: str | nn.Module,
-        num_classes: int = 200,
-        pretrained: bool = True,
-        site: str | Sequence[str] = "stage2",
-        form: str = "multiply",
-        reduction: int = 16,
-        class_names: Sequence[str] | None = None,
-        img_size: int | Sequence[int] | None = None,
-        data_config: dict | None = None,
-        backbone_kwargs: dict | None = None,
-    ) -> None:
+    def __init__(self, backbone: str | nn.Module, num_classes: int = 200, pretrained: bool = True,
+                 site: str | Sequence[str] = "stage2", form: str = "multiply", reduction: int = 16,
+                 class_names: Sequence[str] | None = None, img_size: int | Sequence[int] | None = None,
+                 data_config: dict | None = None, backbone_kwargs: dict | None = None) -> None:
         super().__init__()
         if num_classes < 1:
             raise LoupeError(f"num_classes={num_classes!r} given to LoupeModel: expected 1 or more")
@@ -178,13 +162,8 @@ class LoupeModel(
     @property
     def data_config(self) -> dict:
         """A dict for `transforms_for`, with `input_size` (3, H, W), `mean`, `std`, `interpolation` and `crop_pct`."""
-        return dict(
-            input_size=(3, *self.img_size),
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-        )
+        return dict(input_size=(3, *self.img_size), mean=self.mean, std=self.std, interpolation=self.interpolation,
+                    crop_pct=self.crop_pct)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained(folder)`: weights as safetensors, all else as config.json."""

@@ -128,10 +128,8 @@ def observe(backbone: nn.Module, x: torch.Tensor, names: Iterable[str]) -> dict[
             backbone(x)
     except Exception as error:  # each backbone has its own way to say that an image has the wrong size
         H, W = x.shape[-2:]
-        raise LoupeError(
-            f"{type(backbone).__name__} does not run on an image of {H} x {W} pixels ({one_line(error)}); "
-            "set img_size to a size that it was built for"
-        ) from error
+        raise LoupeError(f"{type(backbone).__name__} does not run on an image of {H} x {W} pixels ({one_line(error)}); "
+                         "set img_size to a size that it was built for") from error
     finally:
         for handle in handles:
             handle.remove()
