@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +24,7 @@ class _WithMask(nn.Module):
         return self.model(image, return_mask=True)
 
 
-def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True, half: bool = False) -> list[str]:
+def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True) -> list[str]:
     """Writes `model`, in eval mode, as an ONNX file; needs the packages onnx and onnxscript.
 
     Input: "image" `(B, 3, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
@@ -33,8 +32,6 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True,
 
     Args:
         dynamic_batch: Let B vary; False fixes it to 1.
-        half: Store every weight that float16 holds exactly in float16, and cast it back to float32 as the model is
-            loaded: the same results from a smaller file, half the size where the weights came from halves.
 
     Returns:
         The names of the outputs.
@@ -61,29 +58,6 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True,
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
         program.save(str(path))
-        if half:
-            _store_halves(path)
     except Exception as error:  # the exporter's stages each raise their own kinds
         raise LoupeError(f"{model.backbone_name} cannot be exported to {path}: {one_line(error)}") from error
     return names
-
-
-def _store_halves(path: str | Path) -> None:
-    import onnx
-
-    proto = onnx.load(path)
-    casts = []
-    for tensor in proto.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size <= 64:  # a Cast takes about as many bytes as it would save there
-            continue
-        with np.errstate(over="ignore"):  # what is too large for a half becomes inf, and differs
-            halves = values.astype(np.float16)
-        if np.array_equal(halves.astype(np.float32), values):
-            name = tensor.name
-            tensor.CopyFrom(onnx.numpy_helper.from_array(halves, f"{name}_half"))
-            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]  # a value is computed before it is used
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    onnx.save(proto, path)

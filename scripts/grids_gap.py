@@ -2,6 +2,7 @@
 
 import csv
 import time
+from contextlib import ExitStack
 from functools import lru_cache
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from runs import ARMS, RESULTS, ROOT, SMALL, build, fieldguide_sets, images_of, part_ranks, run, trained
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
+from loupe_core.audit import mean, replace_mask
 from loupe_core.fieldguide import fieldguide_set
 from loupe_core.results import answers
 
@@ -94,14 +96,11 @@ def opened(arm: str, seed: int) -> tuple:
     """A trained model, its test set with images and labels, its logits, and the masks (N, h, w) of each gate."""
     model, _, test = trained(arm, seed)
     images, labels = images_of(test)
-    masks = {name: [] for name in model.gates}
-    hooks = [gate.loupe.register_forward_hook(lambda module, inputs, mask, name=name: masks[name].extend(mask[:, 0]))
-             for name, gate in model.gates.items()]
     with torch.no_grad():
-        logits = torch.cat([model(batch) for batch in images.split(100)])
-    for hook in hooks:
-        hook.remove()
-    return model, test, images, labels, logits, {name: torch.stack(of) for name, of in masks.items()}
+        logits, masks = zip(*[model(batch, return_mask=True) for batch in images.split(100)])
+    masks = [masks] if model.one_mask else zip(*masks)
+    masks = {name: torch.cat(parts)[:, 0] for name, parts in zip(model.gates, masks)}
+    return model, test, images, labels, torch.cat(logits), masks
 
 
 @torch.no_grad()
@@ -112,11 +111,10 @@ def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
     """
     model, test, images, labels, before, masks = opened(arm, seed)
     names = dict(nothing=[], all=list(model.gates)).get(levelled, [levelled])
-    hooks = [model.gates[name].loupe.register_forward_hook(
-        lambda module, inputs, mask: mask.mean((2, 3), keepdim=True).expand_as(mask)) for name in names]
-    after = torch.cat([model(batch) for batch in images.split(100)]) if names else before
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as levelling:
+        for name in names:
+            levelling.enter_context(replace_mask(model.gates[name], mean))
+        after = torch.cat([model(batch) for batch in images.split(100)]) if names else before
     right = (after.argmax(1) == labels).numpy()
     looks = dict(mask_mean="", mask_sd="", on_bird="")
     if len(names) == 1:

@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from build_lab import store_halves
 
 from loupe_core.errors import LoupeError
 from loupe_core.export import export_onnx
@@ -76,7 +77,8 @@ def test_weights_that_fit_halves_take_half_the_bytes_and_give_the_same_results(t
     for p in model.parameters():
         p.data = p.data.half().float()
     full, half = tmp_path / "full.onnx", tmp_path / "half.onnx"
-    assert export_onnx(model, full) == export_onnx(model, half, half=True)
+    assert export_onnx(model, full) == export_onnx(model, half)
+    store_halves(half)
     x = torch.randn(2, 3, *model.img_size).numpy()
     for a, b in zip(*(onnxruntime.InferenceSession(path).run(None, {"image": x}) for path in (full, half))):
         np.testing.assert_array_equal(a, b)
@@ -91,7 +93,8 @@ def test_a_weight_that_a_half_would_round_or_lose_stays_as_it_is(tmp_path):
     weight = model.backbone.head.fc.weight
     weight.data[0, 0] = 1e5  # infinite as a half
     model.gates["stage2"].loupe.conv3x3.weight.data[0, 0, 0, 0] = 0.1  # rounded
-    export_onnx(model, tmp_path / "model.onnx", half=True)
+    export_onnx(model, tmp_path / "model.onnx")
+    store_halves(tmp_path / "model.onnx")
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
     kept = [values for values in tensors.values() if values.dtype == np.float32]
     for parameter in (weight, model.gates["stage2"].loupe.conv3x3.weight):
