@@ -85,14 +85,13 @@ def distributions(repository, tmp_path_factory) -> dict[str, Path]:
     return {".whl": next(folder.glob("*.whl")), ".gz": next(folder.glob("*.tar.gz"))}
 
 
-def test_wheel_and_sdist_carry_weights_and_the_widgets_script(distributions):
-    weights = [path for path in (ROOT / "loupe_core" / "weights").rglob("*") if path.is_file()]
-    data = ["explorer.js", *(str(path.relative_to(ROOT / "loupe_core")) for path in weights)]
-    assert len(data) > 3
+def test_wheel_and_sdist_carry_weights_the_widgets_script_and_the_model_card(repository, distributions):
+    files = set(run("git", "-C", repository, "ls-files", "loupe_core").split())
+    assert {"loupe_core/explorer.js", "loupe_core/weights/fieldguide_loupe/model.safetensors"} <= files
     wheel = zipfile.ZipFile(distributions[".whl"]).namelist()
     sdist = [name.split("/", 1)[-1] for name in tarfile.open(distributions[".gz"]).getnames()]
     for there in (wheel, sdist):
-        assert {f"loupe_core/{name}" for name in data} <= set(there)
+        assert files <= set(there)
     assert {name.split("/")[0] for name in wheel} == {"loupe_core", Path(wheel[-1]).parts[0]}  # no tests, no book
 
 
