@@ -1,5 +1,7 @@
 """ONNX Runtime computes what torch computes."""
 
+import shutil
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -40,6 +42,8 @@ def test_onnx_runtime_gives_torchs_logits_and_masks_for_any_batch(tmp_path, back
     model = build(backbone, **options)
     assert export_onnx(model, tmp_path / "model.onnx") == outputs
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights are inside
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in content and b"export.py" not in content  # nor where on this machine its code lies
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [o.name for o in session.get_outputs()] == outputs
     assert [i.name for i in session.get_inputs()] == ["image"]
@@ -77,8 +81,8 @@ def test_weights_that_fit_halves_take_half_the_bytes_and_give_the_same_results(t
     for p in model.parameters():
         p.data = p.data.half().float()
     full, half = tmp_path / "full.onnx", tmp_path / "half.onnx"
-    assert export_onnx(model, full) == export_onnx(model, half)
-    store_halves(half)
+    export_onnx(model, full)
+    store_halves(shutil.copy(full, half))
     x = torch.randn(2, 3, *model.img_size).numpy()
     for a, b in zip(*(onnxruntime.InferenceSession(path).run(None, {"image": x}) for path in (full, half))):
         np.testing.assert_array_equal(a, b)
@@ -100,9 +104,3 @@ def test_a_weight_that_a_half_would_round_or_lose_stays_as_it_is(tmp_path):
     for parameter in (weight, model.gates["stage2"].loupe.conv3x3.weight):
         assert any(np.array_equal(np.sort(v, None), np.sort(parameter.detach().numpy(), None)) for v in kept)
     assert sum(values.dtype == np.float16 for values in tensors.values()) > 5
-
-
-def test_the_file_does_not_say_where_on_this_machine_its_code_lies(tmp_path):
-    export_onnx(build("test_convnext"), tmp_path / "model.onnx")
-    content = (tmp_path / "model.onnx").read_bytes()
-    assert b"site-packages" not in content and b"export.py" not in content
