@@ -59,7 +59,6 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     """
     if not torch.is_tensor(samples[0].image):
         raise LoupeError("collate: found photographs, expected tensors: give the set a transform, see transforms_for")
-
     columns = {field.name: [getattr(sample, field.name) for sample in samples] for field in fields(Sample)}
     return {name: values if name in ("geometry", "path") else None if values[0] is None
             else default_collate(values)  # in a worker, straight into shared memory
@@ -140,6 +139,27 @@ class _Photographs(Dataset):
                 raise LoupeError(f"{name}: found {value}, expected a share in [0, 1), such as 0.1")
         self.transform = transform
         self._cache = _PixelFile() if cache else None
+
+    def _choose(self, keep: np.ndarray, labels: np.ndarray, class_names: list[str], class_ids: Sequence,
+                classes: Sequence[str | int] | None, split: str) -> np.ndarray:
+        """Keeps labels (renumbered 0, 1, ...) and names of the chosen classes; returns the numbers of their images."""
+        if classes is not None:
+            lookup = {key: label for keys in (class_ids, class_names) for label, key in enumerate(keys)}
+            chosen: list[int] = []
+            for key in classes:
+                if key not in lookup or lookup[key] in chosen:
+                    found = "a second " if key in lookup else ""
+                    known = ", ".join(class_names[:3])
+                    raise LoupeError(f"classes: found {found}{key!r}, expected each once, of {known}, ...")
+                chosen.append(lookup[key])
+            renumber = np.full(len(class_names), -1)
+            renumber[chosen] = np.arange(len(chosen))
+            labels, class_names = renumber[labels], [class_names[k] for k in chosen]
+        index = np.flatnonzero(keep & (labels >= 0))
+        if len(index) == 0:
+            raise LoupeError(f"{self.root}: found no {split} images; check split, val_fraction and classes")
+        self.class_names, self.labels = class_names, labels[index]
+        return index
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -226,9 +246,8 @@ class CUB200(_Photographs):
 
         cut = _cut(np.where(official, labels, -1), class_names, val_fraction, seed, "val")
         keep = {"train": official & ~cut, "val": cut, "test": ~official}[split]
-        labels, class_names = _choose_classes(classes, labels, class_names, class_ids)
-        index = _find_members(keep & (labels >= 0), split, base)
-        self.class_names, self.labels, self.image_ids = class_names, labels[index], image_ids[index]
+        index = self._choose(keep, labels, class_names, class_ids, classes, split)
+        self.image_ids = image_ids[index]
         self.paths = [os.path.join(base, "images", files[k]) for k in index]  # pathlib takes 0.2 s for CUB
         self.boxes = None if boxes is None else boxes[index]
         self.parts = None if parts is None else parts[index]
@@ -284,10 +303,8 @@ class PhotoFolder(_Photographs):
         if not val.any():
             val = _cut(np.where(test, -1, labels), class_names, val_fraction, seed, "val")
         keep = {"train": ~test & ~val, "val": val, "test": test}[split]
-        labels, class_names = _choose_classes(classes, labels, class_names, class_names)
-        index = _find_members(keep & (labels >= 0), split, root)
-        self.class_names, self.labels, self.image_ids = class_names, labels[index], index + 1
-        self.paths = [str(files[k]) for k in index]
+        index = self._choose(keep, labels, class_names, class_names, classes, split)
+        self.image_ids, self.paths = index + 1, [str(files[k]) for k in index]
 
 
 def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 | PhotoFolder:
@@ -306,32 +323,6 @@ def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int,
         random = np.random.RandomState([seed, zlib.crc32(f"{purpose} {name}".encode())])
         chosen[random.permutation(members)[: max(count, 0)]] = True
     return chosen
-
-
-def _choose_classes(
-    classes: Sequence[str | int] | None, labels: np.ndarray, class_names: list[str], class_ids: Sequence
-) -> tuple[np.ndarray, list[str]]:
-    """Renumber the labels of the chosen classes 0, 1, ...; all others become -1."""
-    if classes is None:
-        return labels, class_names
-    lookup = {key: label for keys in (class_ids, class_names) for label, key in enumerate(keys)}
-    chosen: list[int] = []
-    for key in classes:
-        if key not in lookup or lookup[key] in chosen:
-            found = "a second " if key in lookup else ""
-            known = ", ".join(class_names[:3])
-            raise LoupeError(f"classes: found {found}{key!r}, expected each once, of {known}, ...")
-        chosen.append(lookup[key])
-    renumber = np.full(len(class_names), -1)
-    renumber[chosen] = np.arange(len(chosen))
-    return renumber[labels], [class_names[k] for k in chosen]
-
-
-def _find_members(keep: np.ndarray, split: str, folder: Path) -> np.ndarray:
-    index = np.flatnonzero(keep)
-    if len(index) == 0:
-        raise LoupeError(f"{folder}: found no {split} images; check split, val_fraction and classes")
-    return index
 
 
 def _read_lines(path: Path) -> list[str]:

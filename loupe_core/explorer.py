@@ -99,8 +99,7 @@ def ask(model: torch.nn.Module, pictures: Sequence[Picture], method: str = "mask
 
 def picture_of(sample: Sample, image: Image.Image, class_names: Sequence[str] = (), telling: str = "") -> Picture:
     """A sample of a data set with its photograph, class and visible parts."""
-    parts = {} if sample.parts is None else {
-        name: (float(x), float(y)) for name, (x, y, visible) in zip(PARTS, sample.parts.tolist()) if visible}
+    parts = {} if sample.parts is None else _visible(sample.parts)
     truth = readable(class_names[sample.label]) if len(class_names) else ""
     return Picture(truth or Path(sample.path).name, image, sample.geometry, parts, truth, telling)
 
@@ -113,8 +112,8 @@ def field_birds(transform: Callable, count: int = 12, size: int = 336) -> list[P
         drawing = draw(species.attributes, (12, i), size=size, weather=1.0)
         image = Image.fromarray(drawing.image)
         name = readable(species.name)
-        parts = {part: (x, y) for part, (x, y, visible) in zip(PARTS, drawing.parts.tolist()) if visible}
-        birds.append(Picture(name, image, transform(image)[1], parts, name, PART_OF[species.differs_in]))
+        birds.append(Picture(name, image, transform(image)[1], _visible(drawing.parts), name,
+                             PART_OF[species.differs_in]))
     return birds
 
 
@@ -220,6 +219,11 @@ class HeatmapExplorer(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return data | {"text/html": self.html(), "text/plain": "<heatmap explorer>"}, metadata
+
+
+def _visible(parts) -> dict[str, tuple[float, float]]:
+    """Parts (15, 3) -> name: (x, y) of those that are seen."""
+    return {name: (x, y) for name, (x, y, visible) in zip(PARTS, parts.tolist()) if visible}
 
 
 def _picture(picture: Picture) -> dict:

@@ -144,18 +144,17 @@ def _describe(species, train, test, size, seed, weather) -> str:
     ), indent=1)
 
 
-def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
-                   seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
+def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20,
+                   size: int = 112) -> Path:
     """The set with these settings in a folder of its own below `folder`, drawn when it is asked for the first time.
 
     Arguments, errors and the returned path are those of ``write_fieldguide``; other settings get another folder.
     """
-    key = zlib.crc32(_describe(species, train, test, size, seed, weather).encode())
+    key = zlib.crc32(_describe(species, train, test, size, seed=0, weather=1.0).encode())
     root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(root.name + ".lock")):  # several processes may ask at once
-        return write_fieldguide(root, species, train=train, test=test, size=size, seed=seed, weather=weather,
-                                workers=workers)
+        return write_fieldguide(root, species, train=train, test=test, size=size)
 
 
 def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
