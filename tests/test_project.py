@@ -92,6 +92,13 @@ def test_the_package_knows_the_makefiles_commands(command, monkeypatch):
     assert not ended.value.code
 
 
+def test_no_test_file_chooses_threads_as_it_is_imported():
+    """It would choose for all files, against OMP_NUM_THREADS: two processes of two threads wait for each other."""
+    for path in (ROOT / "tests").glob("*.py"):
+        calls = [ast.unparse(node) for node in ast.parse(path.read_text()).body if isinstance(node, ast.Expr)]
+        assert not any("set_num_threads" in call for call in calls), path.name
+
+
 def test_table_of_contents_and_pages_are_the_same_set():
     listed = set(parse_toc_yaml(ROOT / "_toc.yml"))
     pages = {path.stem for suffix in ("md", "ipynb") for path in (ROOT / "book").glob(f"*.{suffix}")}
