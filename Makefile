@@ -67,9 +67,9 @@ clean:
 	find book loupe_core scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is older than pyproject.toml after a change there, and only then is there anything to install.
-TOO_OLD = $(PYTHON) is Python %d.%d and 3.10 or newer is needed: try make PYTHON=python3.12
+TOO_OLD = $(PYTHON) is Python %d.%d and 3.11 or newer is needed: try make PYTHON=python3.12
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v < (3, 10) and sys.exit("loupe: $(TOO_OLD)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v < (3, 11) and sys.exit("loupe: $(TOO_OLD)" % v)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once, some minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test]'

@@ -117,7 +117,7 @@ def _unpack(file: Path, folder: Path, archive: Archive) -> None:
     url, room = archive.url, _GROWTH * archive.size + 2**20
     try:
         with tarfile.open(file, "r:gz") as tar:
-            # also keeps set-uid bits and the like out; early 3.10 and 3.11 lack it
+            # also keeps set-uid bits and the like out; early 3.11 lacks it
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             for entry in tar:
                 name = PurePosixPath(entry.name)

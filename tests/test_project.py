@@ -5,6 +5,7 @@ import importlib.util
 import re
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -15,11 +16,6 @@ from packaging.requirements import Requirement
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import loupe_core
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
