@@ -114,8 +114,8 @@ def test_an_empty_environment_trains_from_the_distribution_alone(distributions, 
 
 def test_the_unit_tests_pass_with_the_lowest_versions(distributions, repository, tmp_path):
     lowest = bounds("book", "chapters", "onnx", "test")
-    python = make(tmp_path / "venv", LOWEST, *(f"{name}>={version}" for name, version in lowest.items()), "jupyter-book<2",
-                  options=("--resolution", "lowest-direct"))
+    requirements = [f"{name}>={version}" for name, version in lowest.items()]
+    python = make(tmp_path / "venv", LOWEST, *requirements, options=("--resolution", "lowest-direct"))
     uv("pip", "install", "--quiet", "--no-deps", "--python", python, distributions[".whl"])
     there = versions(python)
     found = {name: Version(Version(there[canonicalize_name(name)]).public) for name in lowest}  # without "+cpu"
