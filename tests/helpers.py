@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,8 @@ def ran_here(function, *arguments) -> int:
     function, arguments = pickle.loads(pickle.dumps((function, arguments)))  # a fresh one is sent them
     function(*arguments)
     return 1
+
+
+def drawn_here(workers: int, context) -> ThreadPoolExecutor:
+    """In place of a ProcessPoolExecutor that draws birds: each of its processes would import torch first."""
+    return ThreadPoolExecutor(1)

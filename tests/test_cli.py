@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import drawn_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -92,7 +93,8 @@ def test_a_training_writes_a_card_and_evaluate_adds_to_it(birds, tmp_path, capsy
     assert file.read_text() == "something else"
 
 
-def test_fieldguide_writes_a_set(tmp_path, capsys):
+def test_fieldguide_writes_a_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loupe_core.fieldguide.ProcessPoolExecutor", drawn_here)
     assert main(["fieldguide", str(tmp_path / "b"), "--groups", "1", "--train", "2", "--test", "1"]) == 0
     assert "12 drawn birds of 4 species" in capsys.readouterr().out
     same = write_fieldguide(tmp_path / "same", species_of(1), train=2, test=1)  # the package's defaults, drawn again

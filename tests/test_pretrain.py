@@ -1,13 +1,13 @@
 """The shipped weights of swin_micro, and the command that makes them."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pretrain
 import pytest
 import timm
 import torch
+from helpers import drawn_here
 from pretrain import draw_set, main, random_attributes, zoom
 from safetensors.torch import load_file
 
@@ -83,20 +83,15 @@ def test_the_augmenting_zoom_keeps_the_whole_bird_in_view():
     assert not torch.equal(out[0], x[0])
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Birds are drawn here: each process of a pool would import torch before its first."""
-    monkeypatch.setattr(pretrain, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
-
-
-def test_the_set_is_the_same_for_the_same_seed_whoever_draws_it(request):
+def test_the_set_is_the_same_for_the_same_seed_whoever_draws_it(monkeypatch):
     a = draw_set(4, 77, (0.2, 0.6), workers=1)
-    request.getfixturevalue("in_this_process")
+    monkeypatch.setattr(pretrain, "ProcessPoolExecutor", drawn_here)
     b = draw_set(4, 77, (0.2, 0.6), workers=1)
     assert all(torch.equal(u, v) for u, v in zip(a, b)) and a[2].shape == (4, len(ATTRIBUTES))
 
 
-def test_the_command_writes_weights_and_log(tmp_path, in_this_process):
+def test_the_command_writes_weights_and_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "ProcessPoolExecutor", drawn_here)
     main(["--out", str(tmp_path / "w.safetensors"), "--birds", "64", "--epochs", "1", "--batch-size", "32"])
     rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
     assert rows[0]["birds"] == 64 and set(ATTRIBUTES) <= set(rows[1])
@@ -104,7 +99,8 @@ def test_the_command_writes_weights_and_log(tmp_path, in_this_process):
     assert not list(tmp_path.glob("*unfinished*"))
 
 
-def test_a_diverging_run_says_so(tmp_path, in_this_process):
+def test_a_diverging_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "ProcessPoolExecutor", drawn_here)
     from loupe_core import LoupeError
     with pytest.raises(LoupeError, match="lower --lr"):
         main(["--out", str(tmp_path / "w.safetensors"), "--birds", "64", "--epochs", "3", "--batch-size", "16",
