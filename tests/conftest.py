@@ -8,8 +8,8 @@ from browser import browser, chromium, new_page, open_html, site, site_folder  #
 from helpers import write_cub
 
 # Those that take longest, before all others: one that was begun last would leave a processor without work at the end.
-FIRST = """test_site test_results test_full_profile test_kill test_lab test_trainer test_benchmarks test_own_photographs
-           test_publish test_loader""".split()
+FIRST = """test_site test_results test_full_profile test_lab test_kill test_benchmarks test_export test_publish
+           test_trainer""".split()
 
 
 def pytest_collection_modifyitems(items) -> None:
