@@ -124,13 +124,15 @@ def test_the_unit_tests_pass_with_the_lowest_versions(distributions, repository,
               OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", LOUPE_ENVIRONMENTS=""))
 
 
-# The part of Colab's own package that a notebook meets; its kernels import it before the first cell.
+# The part of Colab's own package that anywidget meets; a kernel there has imported it before the first cell.
 COLAB = """\
-class output:
-    @staticmethod
-    def enable_custom_widget_manager():
-        open("widgets", "w").close()
+def enable_custom_widget_manager():
+    pass
+
+class _widgets:
+    _installed_url = "https://example.org/widget-manager"
 """
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Colab:
@@ -146,10 +148,10 @@ class Colab:
         self.python = make(folder / "venv", python, *packages)
         self.before = versions(self.python)
         (folder / "ipython" / "profile_default" / "startup").mkdir(parents=True)
-        (folder / "ipython" / "profile_default" / "startup" / "00-colab.py").write_text("import google.colab")
+        (folder / "ipython" / "profile_default" / "startup" / "00-colab.py").write_text("import google.colab.output")
         package = Path(run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
         (package / "google" / "colab").mkdir(parents=True)
-        (package / "google" / "colab" / "__init__.py").write_text(COLAB)
+        (package / "google" / "colab" / "output.py").write_text(COLAB)
         kernel = folder / "jupyter" / "kernels" / "colab"
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text(json.dumps({
@@ -176,11 +178,13 @@ def colab(request, repository, tmp_path_factory) -> Colab:
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_runs_on_colab_and_leaves_torch_and_numpy_alone(colab, name, tmp_path):
-    colab.run(ROOT / "book" / f"{name}.ipynb", tmp_path)
+    ran = colab.run(ROOT / "book" / f"{name}.ipynb", tmp_path)
     after = versions(colab.python)
     assert "loupe-core" in after and after.items() >= colab.before.items()
-    explored = "HeatmapExplorer" in (ROOT / "book" / f"{name}.ipynb").read_text()
-    assert (tmp_path / "loupe" / "book" / "widgets").exists() == explored  # anywidget knew where it was
+    widgets = [out for cell in ran.cells for out in cell.get("outputs", []) if VIEW in out.get("data", {})]
+    assert len(widgets) == sum("HeatmapExplorer(" in cell.source for cell in ran.cells if cell.cell_type == "code")
+    # Colab shows a widget of others only if its output names the manager
+    assert all("colab" in out.metadata[VIEW] for out in widgets)
 
 
 def test_a_first_cell_may_run_again_and_in_a_new_kernel(colab, tmp_path):
