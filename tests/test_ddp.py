@@ -10,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from loupe_core.loss import LoupeLoss
 from loupe_core.model import LoupeModel
 
-STEPS = 2
+STEPS, WHOLE = 2, slice(None)
 
 
-def train(wrap=lambda model: model, share=slice(None)) -> dict:
+def train(wrap=lambda model: model, share=WHOLE) -> dict:
     """Losses and gradients of STEPS steps of SGD on this share of each batch of 4, in double precision."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
