@@ -189,9 +189,9 @@ def test_a_chapter_runs_on_colab_and_leaves_torch_and_numpy_alone(colab, name, t
 
 def test_a_first_cell_may_run_again_and_in_a_new_kernel(colab, tmp_path):
     chapter = nbformat.read(ROOT / "book" / f"{CHAPTERS[0]}.ipynb", as_version=4)
-    first = next(cell for cell in chapter.cells if cell.cell_type == "code")
-    look = nbformat.v4.new_code_cell("print(os.getcwd())")
-    nbformat.write(nbformat.v4.new_notebook(cells=[first, look, first, look]), tmp_path / "again.ipynb")
+    first = next(cell.source for cell in chapter.cells if cell.cell_type == "code")
+    cells = [nbformat.v4.new_code_cell(source) for source in 2 * [first, "print(os.getcwd())"]]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "again.ipynb")
     (tmp_path / "content").mkdir()
     for _ in range(2):
         ran = colab.run(tmp_path / "again.ipynb", tmp_path / "content")
