@@ -9,26 +9,23 @@ of a Markdown table with medians in ms.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import onnxruntime
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import web_assets  # noqa: E402
 from build_lab import build_lab  # noqa: E402
+from chromium import opened  # noqa: E402
 
 from benchmarks.common import processor  # noqa: E402
 from loupe_core import LoupeModel, transforms_for  # noqa: E402
@@ -48,13 +45,6 @@ PREPARE = """async picture => {
 }"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
-
-    def log_message(self, *args) -> None:
-        pass
-
-
 def measure(folder: Path, runs: int) -> dict[str, float]:
     """Medians in ms: page, native (both from pixels to mask), native_network."""
     picture = json.loads((folder / "_static/lab/lab.json").read_text())["species"][1]["picture"]
@@ -63,16 +53,10 @@ def measure(folder: Path, runs: int) -> dict[str, float]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "_static/lab/model.onnx", options)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     found = {"page": [], "native": [], "native_network": []}
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        sys.exit("benchmarks.browser: Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with opened(folder) as (browser, address):
         page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.goto(address)
         page.evaluate(PREPARE, picture)
         for run in range(runs + 5):  # the first five warm up
             milliseconds = {"page": page.evaluate("async () => (await predict(pixels)).milliseconds")}
@@ -84,8 +68,6 @@ def measure(folder: Path, runs: int) -> dict[str, float]:
             milliseconds |= {"native": 1e3 * (end - began), "native_network": 1e3 * (end - middle)}
             for name, value in milliseconds.items() if run >= 5 else ():
                 found[name].append(value)
-        browser.close()
-    server.shutdown()
     return {name: statistics.median(values) for name, values in found.items()}
 
 

@@ -4,16 +4,12 @@ Reads book/_build/html (``make book`` makes it) and writes book/_build/the-loupe
 folds away is opened; an explorer is printed as it stands when the page is opened.
 """
 
-import functools
 import io
-import shutil
 import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from chromium import opened
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
-from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -45,46 +41,28 @@ OPEN = """async () => {
 READY = """() => !document.querySelector("#lab") || /Computed in/.test(document.querySelector("#lab").innerText)"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
-
-    def log_message(self, *args) -> None:
-        pass
-
-
 def print_pages(html: Path, names: list[str], out: Path) -> int:
     """Prints html/<name>.html for every name into one file; returns its number of sheets."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        sys.exit("pdf: found no Chromium, expected one on the PATH: apt-get install chromium")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=html))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     writer = PdfWriter()
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            for name in names:
-                page = browser.new_page(color_scheme="light", viewport=dict(width=900, height=1200))
-                page.goto(f"http://127.0.0.1:{server.server_port}/{name}.html", wait_until="load")
-                page.evaluate(OPEN)
-                page.wait_for_timeout(1000)  # what scripts draw: explorers
-                try:
-                    page.wait_for_function(READY, timeout=60_000)
-                except PlaywrightTimeout:
-                    print(f"pdf: the laboratory of {name}.html gave no answer in a minute; it is printed without one")
-                page.add_style_tag(content=PRINT)
-                margin = dict(top="15mm", bottom="15mm", left="15mm", right="15mm")
-                sheets = PdfReader(io.BytesIO(page.pdf(format="A4", scale=0.8, print_background=True, margin=margin)))
-                title = page.title().partition(" — ")[0]
-                first = len(writer.pages)
-                for sheet in sheets.pages:
-                    writer.add_page(sheet)
-                writer.add_outline_item(title, first)
-                page.close()
-            browser.close()
-    finally:
-        server.shutdown()
-        server.server_close()
+    with opened(html) as (browser, address):
+        for name in names:
+            page = browser.new_page(color_scheme="light", viewport=dict(width=900, height=1200))
+            page.goto(f"{address}{name}.html", wait_until="load")
+            page.evaluate(OPEN)
+            page.wait_for_timeout(1000)  # what scripts draw: explorers
+            try:
+                page.wait_for_function(READY, timeout=60_000)
+            except PlaywrightTimeout:
+                print(f"pdf: the laboratory of {name}.html gave no answer in a minute; it is printed without one")
+            page.add_style_tag(content=PRINT)
+            margin = dict(top="15mm", bottom="15mm", left="15mm", right="15mm")
+            sheets = PdfReader(io.BytesIO(page.pdf(format="A4", scale=0.8, print_background=True, margin=margin)))
+            title = page.title().partition(" — ")[0]
+            first = len(writer.pages)
+            for sheet in sheets.pages:
+                writer.add_page(sheet)
+            writer.add_outline_item(title=title, page_number=first)
+            page.close()
     writer.compress_identical_objects()
     with out.open("wb") as file:
         writer.write(file)

@@ -3,19 +3,15 @@
 Writes .github/pictures/*.webp. Needs the pages (``make book``) and Chromium.
 """
 
-import functools
 import io
-import shutil
-import threading
-from http.server import ThreadingHTTPServer
 
 import matplotlib
 import torch
-from build_pdf import HTML, ROOT, Quiet
+from build_pdf import HTML, ROOT
+from chromium import opened
 from ledger import difference
 from matplotlib.figure import Figure
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from loupe_core import LoupeModel, mask_to_original, overlay, transforms_for
 from loupe_core.fieldguide import SPECIES, draw
@@ -84,23 +80,16 @@ def results() -> None:
 
 def pages() -> None:
     """Three looks into the book."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shown = dict(chapter=("04_the_loupe", "h1"), heatmaps=("06_heatmaps", "[id^=explorer-]"),
-                     try_it=("try_it", "#lab"))
+    shown = dict(chapter=("04_the_loupe", "h1"), heatmaps=("06_heatmaps", "[id^=explorer-]"), try_it=("try_it", "#lab"))
+    with opened(HTML) as (browser, address):
         for name, (file, element) in shown.items():
             page = browser.new_page(viewport=dict(width=1280, height=860), color_scheme="light")
-            page.goto(f"http://127.0.0.1:{server.server_port}/{file}.html", wait_until="load")
+            page.goto(f"{address}{file}.html", wait_until="load")
             page.locator(element).first.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 70)")
             page.wait_for_timeout(5000)  # explorer and laboratory start when they are seen
             png = io.BytesIO(page.screenshot())
             Image.open(png).convert("RGB").resize((960, 645)).save(OUT / f"{name}.webp", quality=85, method=6)
             page.close()
-        browser.close()
-    server.shutdown()
-    server.server_close()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import address
 import build_book
+import build_pdf
 import nbformat
 import new_chapter
 import pytest
 import test_chapters
 import yaml
+from pypdf import PdfReader
 
 import loupe_core
 
@@ -350,3 +352,16 @@ def test_a_chapter_that_cannot_start_is_told_in_one_line_and_leaves_nothing(tree
     with pytest.raises(loupe_core.LoupeError, match=says) as caught:
         new_chapter.start(name, title)
     assert "\n" not in str(caught.value) and contents(tree) == before
+
+
+# --- print ------------------------------------------------------------------------------------------------------------
+
+
+def test_printed_pages_keep_their_numbers_and_have_a_bookmark_each(site_folder, tmp_path):
+    sheets = build_pdf.print_pages(site_folder, ["12_the_gap", "try_it"], tmp_path / "book.pdf")
+    printed = PdfReader(tmp_path / "book.pdf")
+    text = [" ".join(page.extract_text().split()) for page in printed.pages]
+    assert sheets == len(text) and text[0].startswith("12. The gap")
+    first = [printed.get_destination_page_number(bookmark) for bookmark in printed.outline]
+    assert len(first) == 2 and first[0] == 0 and text[first[1]].startswith("Try it")
+    assert "Computed in" in " ".join(text[first[1]:])  # the network has answered before the page is printed
