@@ -145,14 +145,18 @@ def open_html(browser):
         page.context.close()
 
 
+def settle(page: Page) -> None:
+    """Waits until everything that is sliding or fading has arrived."""
+    page.evaluate("""async () => { await Promise.allSettled(document.getAnimations().filter(
+        a => a.effect.getComputedTiming().endTime < Infinity).map(a => a.finished)); }""")
+
+
 def axe(page: Page, within: str = "html") -> list[str]:
     """What axe-core finds serious or critical in an element: a line for each place."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
-    # What has just been opened fades in for 0.3 s, and has little contrast until then.
+    settle(page)  # what fades in has little contrast until then
     return page.evaluate("""async within => {
-        const ending = document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity);
-        await Promise.allSettled(ending.map(a => a.finished));
         const {violations} = await axe.run(within, {resultTypes: ["violations"]});
         return violations.filter(v => ["serious", "critical"].includes(v.impact)).flatMap(
             v => v.nodes.map(n => `${v.id}: ${n.target} (${n.failureSummary.replace(/\\s+/g, " ")})`));

@@ -83,7 +83,7 @@ class redrawn:
     def __exit__(self, *error):
         if not error[0]:
             self.page.wait_for_function(
-                "b => document.querySelector('[data-drawn]').dataset.drawn !== b", arg=self.before, timeout=5000)
+                "b => document.querySelector('[data-drawn]').dataset.drawn !== b", arg=self.before)
 
 
 def slide(page, label, value):

@@ -12,7 +12,7 @@ import build_book
 import nbformat
 import pytest
 import web_assets
-from browser import AXE, axe, open_page, transferred
+from browser import AXE, axe, open_page, settle, transferred
 from playwright.sync_api import Page, expect
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -212,7 +212,7 @@ def test_the_keyboard_reaches_a_chapter(width, new_page):
     if width == NARROW:
         tab_to(page, "button.primary-toggle")
         page.keyboard.press("Enter")
-        page.wait_for_timeout(500)  # the drawer slides in
+        settle(page)  # the drawer slides in
     tab_to(page, f"nav a[href='{CHAPTERS[0]}.html']")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/{CHAPTERS[0]}.html")
