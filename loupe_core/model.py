@@ -70,7 +70,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         site: Where the gate stands: "stage1" to "stage4" (after the stage; "stage2" is the paper's), or
             "stage3.inside" (after the stage's downsampling, before its blocks). A list gives one gate for each, an
             empty list the bare backbone. See `sites.find_sites`. After the last block of a ViT that classifies by
-            its class token, a gate sees no gradient: nothing reads the patches any more.
+            its class token, nothing reads the patches any more: such a site is refused.
         form: "multiply" (the paper), "mix" or "residual", see `gate.Gate`.
         reduction: The gate's hidden layer has C // reduction channels; 4 is the authors' code.
         class_names: K names, kept with the weights.

@@ -293,7 +293,7 @@ def build(names: list[str], in_place: bool) -> None:
     unknown = set(names) - set(listed := chapters())
     if unknown:
         raise BuildError(f"no chapter {sorted(unknown)[0]} in _toc.yml, which has: {', '.join(listed)}")
-    os.environ["TQDM_DISABLE"] = "1"  # book/conftest.py says why
+    os.environ |= dict(TQDM_DISABLE="1", LOUPE_STRICT="1")  # book/conftest.py says why
     copy_sources(SOURCE)
     rows = []
     for name in names or listed:

@@ -11,6 +11,8 @@ from helpers import write_cub
 FIRST = """test_site test_results test_full_profile test_lab test_kill test_benchmarks test_export test_publish
            test_trainer""".split()
 
+os.environ["LOUPE_STRICT"] = "1"  # book/conftest.py says why; chapters are also run by tests of this folder
+
 
 def pytest_collection_modifyitems(items) -> None:
     """Chapters, then FIRST, then the rest as it comes."""

@@ -79,6 +79,11 @@ def test_a_chapter_was_run_in_order_without_errors_or_warnings(cells):
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]+", name) for name in ids)
 
 
+def test_a_changed_number_may_contradict_the_text_and_breaks_nothing(cells):
+    """`claim` prints a line where an `assert` would end a reader's run."""
+    assert not [cell.id for cell in code(cells) if re.search(r"^\s*assert\b", cell.source, flags=re.M)]
+
+
 def test_code_fits_the_page(cells):
     for cell in code(cells):
         for line in cell.source.splitlines():

@@ -502,12 +502,39 @@ def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(tmp_path, kind):
         (dict(backbone="test_vit", backbone_kwargs=dict(no_such_option=1)), ["test_vit", "no_such_option"]),
         (dict(data_config=dict(men=(0.5, 0.5, 0.5))), ["'men'", "mean"]),
         (dict(backbone="test_vit", img_size=100), ["100 x 100", "img_size"]),
+        (dict(backbone="test_vit", site="stage4"), ["'stage4'", "VisionTransformer", "do not depend", "earlier site"]),
+        (dict(backbone="deit_tiny_distilled_patch16_224", img_size=64, site=["stage2", "stage4"]), ["'stage4'"]),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_line(arguments, parts):
     with pytest.raises(LoupeError) as caught:
         LoupeModel(**dict(backbone="swin_micro", num_classes=3, pretrained=False) | arguments)
     assert_one_line(caught, *parts)
+
+
+def test_a_site_that_nothing_reads_is_refused_and_the_backbone_stays_as_it_was():
+    backbone = timm.create_model("test_vit", num_classes=5)
+    with pytest.raises(LoupeError):
+        LoupeModel(backbone, num_classes=5, site="stage4")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+    assert all(p.grad is None for p in backbone.parameters()) and backbone.training
+    LoupeModel(backbone, num_classes=5, site="stage3")
+
+
+@pytest.mark.parametrize("change", [
+    pytest.param(lambda net: nn.init.zeros_(net.head.weight), id="a head that starts at zero"),
+    pytest.param(lambda net: [nn.init.constant_(b.attn.proj.weight, 1e-12) for b in net.blocks], id="a faint branch"),
+    pytest.param(lambda net: net.requires_grad_(False), id="a frozen backbone"),
+])
+def test_a_site_that_is_read_is_not_refused(change):
+    backbone = timm.create_model("test_vit", num_classes=5)
+    change(backbone)
+    with torch.no_grad():
+        LoupeModel(backbone, num_classes=5, site="stage3")
+
+
+def test_a_vit_that_averages_its_patches_may_have_a_gate_at_its_end():
+    LoupeModel("test_vit", num_classes=5, pretrained=False, site="stage4", backbone_kwargs=dict(global_pool="avg"))
 
 
 def test_a_module_that_is_no_timm_classifier_is_refused():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from loupe_core import LoupeError
-from loupe_core.page import frames, quiz
+from loupe_core.page import claim, frames, quiz
 from loupe_core.plots import figure
 
 
@@ -69,9 +69,24 @@ def test_two_quizzes_on_a_page_do_not_share_their_buttons_and_a_second_run_gives
     assert not {i["id"] for i in Tags(one).all("input")} & {i["id"] for i in Tags(two).all("input")}
 
 
-def test_a_quiz_whose_right_answer_is_missing_is_refused():
-    with pytest.raises(LoupeError, match="'49' is none of the answers"):
+def test_a_quiz_whose_right_answer_is_missing_is_refused_in_a_build_and_whole_for_a_reader(shown, monkeypatch, capsys):
+    with pytest.raises(LoupeError, match="the answer is one of 196, 784"):
         quiz("?", {"196": "", "784": ""}, right="49")
+    monkeypatch.delenv("LOUPE_STRICT")
+    quiz("?", {"196": "", "784": ""}, right="49")
+    assert [p["class"] for p in Tags(shown[-1]["text/html"]).all("p")] == ["wrong", "wrong", "right"]
+    assert capsys.readouterr().out == "Other than in the text, which says: the answer is one of 196, 784.\n"
+
+
+def test_a_claim_is_silent_where_it_holds_an_error_in_a_build_and_a_line_for_a_reader(monkeypatch, capsys):
+    claim(True, "it is so")
+    with pytest.raises(LoupeError, match="'it is so' does not hold"):
+        claim(False, "it is so")
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("LOUPE_STRICT")
+    claim(True, "it is so")
+    claim(False, "it is so")
+    assert capsys.readouterr().out == "Other than in the text, which says: it is so.\n"
 
 
 def test_frames_show_the_chosen_picture_alone(shown):
