@@ -120,11 +120,16 @@ def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twi
         and box ``(4,)`` x, y, width, height in pixels.
 
     Raises:
-        LoupeError: an attribute is missing or has a value that ``ATTRIBUTES`` does not list.
+        LoupeError: an attribute is missing or has a value that ``ATTRIBUTES`` does not list; `size` or `area` is out of
+            range.
     """
     for name, values in ATTRIBUTES.items():
         if attributes.get(name) not in values:
             raise LoupeError(f"attribute {name}={attributes.get(name)!r}; expected one of {', '.join(values)}")
+    if size < 16:
+        raise LoupeError(f"size={size!r} given to draw; expected 16 pixels or more")
+    if not 0 < area[0] <= area[1] <= 1:
+        raise LoupeError(f"area={area!r} given to draw; expected two shares with 0 < least <= most <= 1")
     seed = np.atleast_1d(seed).tolist()
     bird = np.random.default_rng([*seed, 1])
     scene = np.random.default_rng([*(seed if scene_seed is None else np.atleast_1d(scene_seed).tolist()), 2])

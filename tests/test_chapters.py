@@ -1,10 +1,13 @@
 """Every chapter keeps the promises of the book: one plan, one first cell, exercises that were run, checks that mark."""
 
+import os
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
@@ -118,3 +121,17 @@ def test_every_term_of_the_glossary_is_used_somewhere():
 
 def test_no_number_of_a_run_is_typed_into_the_introduction():
     assert not re.search(r"\d+\.\d+ ?%|0\.\d{3}", (ROOT / "book" / "intro.md").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("LOUPE_SLOW"), reason="set LOUPE_SLOW=1: each chapter twice, ten minutes in all")
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_cell_of_a_chapter_can_be_run_again(path):
+    notebook = nbformat.read(path, as_version=4)
+    again = deepcopy(notebook.cells)
+    for cell in again:
+        cell.id += "-again"
+    notebook.cells = [cell for pair in zip(notebook.cells, again) for cell in pair]
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": path.parent}}).execute()
+    outputs = [output for cell in code(notebook.cells) for output in cell.outputs]
+    assert len(outputs) > 10 and not [output for output in outputs if output.output_type == "error"]

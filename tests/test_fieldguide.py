@@ -164,6 +164,12 @@ def test_unknown_attributes_are_named(wrong):
         draw(SPECIES[0].attributes | wrong, 0)
 
 
+@pytest.mark.parametrize("wrong", [dict(size=0), dict(area=(0.6, 0.3)), dict(area=(0, 0.3)), dict(area=(0.5, 1.2))])
+def test_a_size_or_area_out_of_range_is_named(wrong):
+    with pytest.raises(LoupeError, match=f"{next(iter(wrong))}=.* given to draw; expected"):
+        draw(SPECIES[0].attributes, 0, **wrong)
+
+
 def test_unknown_groups_are_named():
     with pytest.raises(LoupeError, match="no group named 'Dodo'"):
         species_of(["Marrel", "Dodo"])
