@@ -146,18 +146,18 @@ def test_the_gate_learns_from_the_logits_alone(layout):
 
 
 @pytest.mark.parametrize(
-    "name, cells",
+    "name, cells, options",
     [
-        ("test_convnext", (40, 20, 10, 5)),
-        ("test_resnet", (40, 20, 10, 5)),
-        ("test_efficientnet", (40, 20, 10, 5)),
-        ("test_vit", (10, 10, 10, 10)),
+        ("test_convnext", (40, 20, 10, 5), {}),
+        ("test_resnet", (40, 20, 10, 5), {}),
+        ("test_efficientnet", (40, 20, 10, 5), {}),
+        ("test_vit", (10, 10, 10, 10), dict(global_pool="avg")),  # by its class token, nothing would read the last
     ],
 )
 @torch.no_grad()
-def test_four_sites_give_four_masks_at_the_strides_of_the_stages(name, cells):
+def test_four_sites_give_four_masks_at_the_strides_of_the_stages(name, cells, options):
     sites = ["stage1", "stage2", "stage3", "stage4"]
-    model = LoupeModel(name, num_classes=5, pretrained=False, site=sites).eval()
+    model = LoupeModel(name, num_classes=5, pretrained=False, site=sites, backbone_kwargs=options).eval()
     _, masks = model(images(model), return_mask=True)
     assert [tuple(m.shape) for m in masks] == [(2, 1, n, n) for n in cells]
 
