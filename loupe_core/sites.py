@@ -294,7 +294,7 @@ def _check_read(backbone: nn.Module, x: torch.Tensor, site: Site, layout: Layout
 
     def keep(module, inputs, output):
         features.append(to_maps(output, layout, tuple(x.shape[-2:])).detach().requires_grad_())
-        return put_back(features[-1], output, layout)
+        return put_back(features[-1].clone(), output, layout)  # the next layer may work in place
 
     handles = [backbone.get_submodule(site.module).register_forward_hook(keep)]
     # The heads' inputs, not the logits: timm starts some heads at zero, which stops every gradient.

@@ -533,6 +533,12 @@ def test_a_site_that_is_read_is_not_refused(change):
         LoupeModel(backbone, num_classes=5, site="stage3")
 
 
+def test_a_layer_that_works_in_place_behind_the_site_is_no_obstacle():
+    backbone = timm.create_model("test_resnet", num_classes=5)
+    backbone.layer3.insert(0, nn.ReLU(inplace=True))
+    LoupeModel(backbone, num_classes=5)
+
+
 def test_a_vit_that_averages_its_patches_may_have_a_gate_at_its_end():
     LoupeModel("test_vit", num_classes=5, pretrained=False, site="stage4", backbone_kwargs=dict(global_pool="avg"))
 
