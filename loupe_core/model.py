@@ -23,7 +23,7 @@ from torch import nn
 import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
-from loupe_core.sites import Layout, Site, locate, one_line, put_back, to_maps
+from loupe_core.sites import Layout, Site, check_read, locate, one_line, put_back, to_maps
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
@@ -124,7 +124,10 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         self.backbone = backbone
         self.gates = nn.ModuleDict()
         weight = next(backbone.parameters())
-        for place, layout in locate(backbone, self.sites, self.img_size) if self.sites else []:
+        places = locate(backbone, self.sites, self.img_size) if self.sites else []
+        for place, layout in places:
+            check_read(backbone, place, layout, self.img_size)
+        for place, layout in places:
             gate = SiteGate(place, layout, reduction, form, self.img_size)
             self.gates[place.name.replace(".", "_")] = gate.to(weight.device, weight.dtype)
             backbone.get_submodule(place.module).register_forward_hook(gate.hook)

@@ -72,17 +72,16 @@ def find_sites(backbone: nn.Module) -> dict[str, Site]:
 
 
 def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int]) -> list[tuple[Site, Layout]]:
-    """The sites of these names, each with the layout of its features, seen in forward passes on one image.
+    """The sites of these names, each with the layout of its features, seen in one forward pass on one image.
 
-    They run in eval mode and draw no random numbers; they leave the backbone and its gradients as they were.
+    The pass runs in eval mode without gradients and draws no random numbers; it leaves the backbone as it was.
 
     Args:
         input_size: (H, W) of the image, pixels.
 
     Raises:
         LoupeError: A site is unknown; the backbone does not run on such an image; or a site's module is missing, is
-            never called, returns features of another shape than `feature_info` promises, or features that nothing
-            reads on the way to the logits.
+            never called, or returns features of another shape than `feature_info` promises.
     """
     names, sites, kind = list(names), find_sites(backbone), type(backbone).__name__
     for name in names:
@@ -95,7 +94,6 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
         site = sites[name]
         if site.module not in outputs:
             found.append(_find_by_value(backbone, x, site))
-            _check_read(backbone, x, *found[-1])
             continue
         output = outputs[site.module]
         layout = find_layout(backbone, output, site, input_size)
@@ -109,8 +107,55 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
         if layout.fmt == "NLC" and not name.endswith(".inside"):
             _check_reading_order(backbone, x, site, maps)
         found.append((replace(site, channels=maps.shape[1]), layout))
-        _check_read(backbone, x, *found[-1])
     return found
+
+
+def check_read(backbone: nn.Module, site: Site, layout: Layout, input_size: tuple[int, int]) -> None:
+    """Refuses a site whose features do not reach the logits: a gate there would learn from its penalty alone.
+
+    One pass forward and back on one image, in eval mode; the backbone and its gradients stay as they were. Where no
+    gradient can be had (meta device, inference mode, half precision), nothing is refused.
+
+    Args:
+        site, layout: as `locate` gives them.
+        input_size: (H, W) of the image, pixels.
+
+    Raises:
+        LoupeError: Nothing reads these features.
+    """
+    x = _pattern(backbone, input_size)
+    if x.is_meta or torch.is_inference_mode_enabled() or not hasattr(backbone, "get_classifier"):
+        return
+    if x.dtype == torch.float16:  # a gradient that is only small may round to zero
+        return
+    heads = backbone.get_classifier()
+    heads = heads if isinstance(heads, (tuple, list, nn.ModuleList)) else [heads]  # distilled models have two
+    features, read = [], []
+
+    def keep(module, inputs, output):
+        features.append(to_maps(output, layout, input_size).detach().requires_grad_())
+        return put_back(features[-1].clone(), output, layout)  # the next layer may work in place
+
+    handles = [backbone.get_submodule(site.module).register_forward_hook(keep)]
+    # The heads' inputs, not the logits: timm starts some heads at zero, which stops every gradient.
+    handles += [head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])) for head in heads]
+    try:
+        with eval_mode(backbone), torch.enable_grad():
+            backbone(x)
+            # unequal weights: the plain sum of what a LayerNorm gives does not depend on its input
+            total = sum((inputs * _steps(inputs)).sum() for inputs in read)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not read:
+        return
+    gradients = torch.autograd.grad(total, features, allow_unused=True) if total.requires_grad else []
+    if not any(gradient is not None and gradient.any() for gradient in gradients):
+        raise LoupeError(
+            f"site {site.name!r} of {type(backbone).__name__}: the logits do not depend on the features after module "
+            f"'{site.module}' (after its last block, a ViT may read its class token alone), so a mask there would "
+            "explain nothing: choose an earlier site, or another backbone"
+        )
 
 
 @torch.no_grad()
@@ -280,42 +325,6 @@ def _find_by_value(backbone: nn.Module, x: torch.Tensor, site: Site) -> tuple[Si
         f"site {site.name!r} of {type(backbone).__name__}: feature_info names module '{site.module}', which is missing "
         "or never called, and no other module returns its features: choose another site or backbone"
     )
-
-
-def _check_read(backbone: nn.Module, x: torch.Tensor, site: Site, layout: Layout) -> None:
-    """Refuses features that do not reach the classifier: a gate there would learn from its penalty alone."""
-    if x.is_meta or torch.is_inference_mode_enabled() or not hasattr(backbone, "get_classifier"):
-        return
-    if x.dtype == torch.float16:  # a gradient that is only small may round to zero
-        return
-    heads = backbone.get_classifier()
-    heads = heads if isinstance(heads, (tuple, list, nn.ModuleList)) else [heads]  # distilled models have two
-    features, read = [], []
-
-    def keep(module, inputs, output):
-        features.append(to_maps(output, layout, tuple(x.shape[-2:])).detach().requires_grad_())
-        return put_back(features[-1].clone(), output, layout)  # the next layer may work in place
-
-    handles = [backbone.get_submodule(site.module).register_forward_hook(keep)]
-    # The heads' inputs, not the logits: timm starts some heads at zero, which stops every gradient.
-    handles += [head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])) for head in heads]
-    try:
-        with eval_mode(backbone), torch.enable_grad():
-            backbone(x)
-            # unequal weights: the plain sum of what a LayerNorm gives does not depend on its input
-            total = sum((inputs * _steps(inputs)).sum() for inputs in read)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not read:
-        return
-    gradients = torch.autograd.grad(total, features, allow_unused=True) if total.requires_grad else []
-    if not any(gradient is not None and gradient.any() for gradient in gradients):
-        raise LoupeError(
-            f"site {site.name!r} of {type(backbone).__name__}: the logits do not depend on the features after module "
-            f"'{site.module}' (after its last block, a ViT may read its class token alone), so a mask there would "
-            "explain nothing: choose an earlier site, or another backbone"
-        )
 
 
 def _check_reading_order(backbone: nn.Module, x: torch.Tensor, site: Site, maps: torch.Tensor) -> None:

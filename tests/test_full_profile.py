@@ -17,7 +17,6 @@ from loupe_core.fieldguide import SPECIES, write_fieldguide
 BOOK = Path(__file__).resolve().parents[1] / "book"
 
 CHANGED = [  # cell, its words, words in their place
-    ("test", 'assert results["loupe"].accuracy > ', "assert 1 >= "),  # random weights name nothing
     ("disconnect", "epochs=4", "epochs=2"), ("disconnect", "2.5 * len", "1.5 * len"),  # 700 MB are kept each time
     ("sol3", "epochs=3", "epochs=1"), ("sol4", "epochs=4", "epochs=1"),
 ]
@@ -32,6 +31,7 @@ def test_chapter_05_runs_in_the_full_profile(tmp_path, monkeypatch):
     root = write_fieldguide(tmp_path / "CUB_200_2011", SPECIES[:2], train=2, test=2, size=240)
     monkeypatch.setenv("LOUPE_CUB_ROOT", str(root))
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.delenv("LOUPE_STRICT")  # random weights name nothing
     page = tmp_path / "05.ipynb"
     notebook = nbformat.read(BOOK / "05_training_on_cub.ipynb", as_version=4)
     cells = {cell.id: cell for cell in notebook.cells}
