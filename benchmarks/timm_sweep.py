@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
+from loupe_core.sites import heads
 
 RESULTS = Path(__file__).parents[1] / "data" / "results" / "timm_sweep.csv"
 SEED = 0
@@ -58,7 +59,7 @@ def try_model(name: str) -> dict:
     torch.manual_seed(SEED)
     try:
         model = LoupeModel(name, num_classes=5, pretrained=False, img_size=image_size(name))
-        for p in head_parameters(model.backbone):
+        for p in (p for head in heads(model.backbone) for p in head.parameters()):
             torch.nn.init.normal_(p, std=0.02)  # some families start their head at zero, which stops every gradient
         gate = model.gates["stage2"]
         row |= dict(module=gate.site.module, layout=gate.layout.fmt, stride=gate.site.stride)
@@ -70,12 +71,6 @@ def try_model(name: str) -> dict:
     except LoupeError as error:
         row |= dict(reason=str(error))
     return row | dict(ok=not row["reason"], seconds=round(time.perf_counter() - began, 1))
-
-
-def head_parameters(backbone: torch.nn.Module):
-    heads = backbone.get_classifier()
-    for head in heads if isinstance(heads, (tuple, list)) else [heads]:
-        yield from head.parameters()
 
 
 def fault(model: LoupeModel, logits: torch.Tensor, mask: torch.Tensor) -> str:

@@ -128,8 +128,6 @@ def check_read(backbone: nn.Module, site: Site, layout: Layout, input_size: tupl
         return
     if x.dtype == torch.float16:  # a gradient that is only small may round to zero
         return
-    heads = backbone.get_classifier()
-    heads = heads if isinstance(heads, (tuple, list, nn.ModuleList)) else [heads]  # distilled models have two
     features, read = [], []
 
     def keep(module, inputs, output):
@@ -138,7 +136,8 @@ def check_read(backbone: nn.Module, site: Site, layout: Layout, input_size: tupl
 
     handles = [backbone.get_submodule(site.module).register_forward_hook(keep)]
     # The heads' inputs, not the logits: timm starts some heads at zero, which stops every gradient.
-    handles += [head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])) for head in heads]
+    for head in heads(backbone):
+        handles.append(head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])))
     try:
         with eval_mode(backbone), torch.enable_grad():
             backbone(x)
@@ -244,6 +243,12 @@ def put_back(maps: torch.Tensor, output: object, layout: Layout):
     if layout.item is None:
         return features
     return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
+
+
+def heads(backbone: nn.Module) -> list[nn.Module]:
+    """The classifiers of a timm backbone: one, or one for each class token of a distilled or two-scale model."""
+    found = backbone.get_classifier()
+    return list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
 
 
 def gate_of(model: nn.Module, site: str | None = None) -> nn.Module:

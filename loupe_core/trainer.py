@@ -33,6 +33,7 @@ from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 from loupe_core.datasets import collate
 from loupe_core.errors import LoupeError
 from loupe_core.loss import LoupeLoss
+from loupe_core.sites import heads
 
 
 @dataclass
@@ -333,9 +334,7 @@ class Trainer:
     def _optimizer(self):
         r = self.recipe
         backbone, fresh = [], []
-        head = self.model.backbone.get_classifier()
-        heads = head if isinstance(head, (tuple, list)) else [head]  # distilled models have two
-        head = {id(p) for h in heads for p in h.parameters()}
+        head = {id(p) for module in heads(self.model.backbone) for p in module.parameters()}
         for name, p in self.model.named_parameters():
             (backbone if name.startswith("backbone.") and id(p) not in head else fresh).append(p)
         groups = [dict(params=backbone, lr=r.lr * r.backbone_lr), dict(params=fresh, lr=r.lr)]
