@@ -31,10 +31,10 @@ help:
 	@echo "Another Python: make book PYTHON=python3.12"
 
 book: $(INSTALLED)
-	@$(BIN)/python scripts/build_book.py
+	@$(BIN)/python scripts/publish/build_book.py
 
 pdf: $(INSTALLED)
-	@$(BIN)/python scripts/build_pdf.py
+	@$(BIN)/python scripts/publish/build_pdf.py
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval tests book -n 2 --dist loadfile --no-loadscope-reorder
@@ -44,7 +44,7 @@ environments: $(INSTALLED)
 	LOUPE_ENVIRONMENTS=1 $(BIN)/python -m pytest tests/test_environments.py
 
 results: $(INSTALLED)
-	$(BIN)/python scripts/record_results.py $(GRID)
+	$(BIN)/python scripts/record/record_results.py $(GRID)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
@@ -54,17 +54,17 @@ fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide
 
 weights: $(INSTALLED)
-	$(BIN)/python scripts/pretrain.py
+	$(BIN)/python scripts/record/pretrain.py
 
 address: $(INSTALLED)
-	@$(BIN)/python scripts/address.py $(URL)
+	@$(BIN)/python scripts/publish/address.py $(URL)
 
 chapter: $(INSTALLED)
-	@$(BIN)/python scripts/new_chapter.py "$$NAME" "$$TITLE"
+	@$(BIN)/python scripts/publish/new_chapter.py "$$NAME" "$$TITLE"
 
 clean:
 	rm -rf book/_build build .pytest_cache .hypothesis *.egg-info
-	find book loupe_core scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find book loupe_core loupe_lab scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is older than pyproject.toml after a change there, and only then is there anything to install.
 TOO_OLD = $(PYTHON) is Python %d.%d and 3.11 or newer is needed: try make PYTHON=python3.12

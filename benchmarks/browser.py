@@ -21,7 +21,7 @@ import onnxruntime
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "publish"))
 
 import web_assets  # noqa: E402
 from build_lab import build_lab  # noqa: E402

@@ -51,7 +51,7 @@ def provenance() -> dict:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "loupe_core", "benchmarks")
+    changed = git("status", "--porcelain", "--", "loupe_core", "loupe_lab", "benchmarks")
     commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     packages = ("torch", "torchvision", "timm", "pillow", "numpy")
     return dict(commit=commit or "none", processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.common import command, interleaved, ratio
 from loupe_core import LoupeModel
-from loupe_core.explain import count_passes, explain
+from loupe_lab.evidence.explain import count_passes, explain
 
 METHODS = {"mask": {}, "grad_cam": {}, "rollout": {}, "integrated_gradients": dict(steps=50), "occlusion": {}}
 

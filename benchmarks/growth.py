@@ -28,7 +28,7 @@ import torch
 from benchmarks.common import ROOT, command, interleaved
 from benchmarks.gate import stepper
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
-from loupe_core.fieldguide import fieldguide_set, species_of, write_fieldguide
+from loupe_lab.birds.fieldguide import fieldguide_set, species_of, write_fieldguide
 
 
 def repeated(root: Path, folder: Path, times: int) -> Path:

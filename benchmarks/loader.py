@@ -33,7 +33,7 @@ from torchvision.transforms import RandomResizedCrop
 from benchmarks.common import command, interleaved, ratio
 from benchmarks.memory import peak_memory
 from loupe_core import PhotoFolder, collate, open_image, transforms_for
-from loupe_core.download import find_cub
+from loupe_core.files.download import find_cub
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDAUGMENT = "rand-m9-mstd0.5"

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from benchmarks.common import command, interleaved, ratio
 from benchmarks.memory import peak_memory
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, collate, transforms_for
-from loupe_core.fieldguide import fieldguide_set, species_of
 from loupe_core.trainer import pick_precision
+from loupe_lab.birds.fieldguide import fieldguide_set, species_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {"swin_micro": ("swin_micro", 112, 32), "swin_tiny": ("swin_tiny_patch4_window7_224", 224, 16)}

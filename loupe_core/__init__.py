@@ -5,13 +5,13 @@ Importing the package registers the backbone ``swin_micro`` with timm.
 
 from loupe_core import swin_micro  # noqa: F401  (registers itself)
 from loupe_core.datasets import CUB200, PhotoFolder, Sample, collate, open_set
-from loupe_core.download import download_cub
 from loupe_core.errors import LoupeError
-from loupe_core.export import export_onnx
+from loupe_core.files.download import download_cub
+from loupe_core.files.export import export_onnx
+from loupe_core.files.images import open_image
 from loupe_core.gate import Loupe
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform, transforms_for
 from loupe_core.heatmap import alt_text, mask_to_original, overlay, peak
-from loupe_core.images import open_image
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.trainer import Recipe, Trainer

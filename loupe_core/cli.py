@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from loupe_core.audit import conclusion, gate_effect, table
 from loupe_core.datasets import CUB200, PhotoFolder, open_set
-from loupe_core.download import download_cub
 from loupe_core.errors import LoupeError
-from loupe_core.export import export_onnx
-from loupe_core.fieldguide import species_of, write_fieldguide
+from loupe_core.files.download import download_cub
+from loupe_core.files.export import export_onnx
+from loupe_core.files.images import open_image
 from loupe_core.gate import FORMS
 from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import alt_text, mask_to_original, overlay
-from loupe_core.images import open_image
 from loupe_core.model import LoupeModel
-from loupe_core.statistics import proportion
 from loupe_core.trainer import Recipe, Trainer, write_whole
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.evidence.audit import conclusion, gate_effect, table
+from loupe_lab.evidence.statistics import proportion
 
 
 def train(args) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from loupe_core.download import find_cub
 from loupe_core.errors import LoupeError
+from loupe_core.files.download import find_cub
+from loupe_core.files.images import open_image
 from loupe_core.geometry import Geometry
-from loupe_core.images import open_image
 
 PARTS = 15
 SPLITS = ("train", "val", "test")

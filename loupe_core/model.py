@@ -33,7 +33,7 @@ LARGEST_SIDE = 2048  # pixels; of the images of a checkpoint from elsewhere
 # timm.create_model would open, fetch or even unpickle a file for these
 FILE_OPTIONS = {"cache_dir", "checkpoint_path", "features_only", "pretrained", "scriptable"}
 # the README.md beside shared weights, for Hugging Face's generate_model_card; `loupe train` gives it the facts
-CARD = Path(__file__).with_name("model_card.md")
+CARD = Path(__file__).parent / "files" / "model_card.md"
 
 
 class SiteGate(Gate):

@@ -2,7 +2,7 @@
 
 It is Swin-Tiny's plan at a size that two CPU cores can train: 112 px, patches of 4 px, windows of 7 x 7 tokens.
 Its stages have 28 x 28, 14 x 14, 7 x 7 and 4 x 4 tokens, so the mask after stage 2 has 14 x 14 cells.
-``pretrained=True`` loads weights that ``scripts/pretrain.py`` made from drawn birds.
+``pretrained=True`` loads weights that ``scripts/record/pretrain.py`` made from drawn birds.
 """
 
 from pathlib import Path

@@ -8,9 +8,9 @@ import timm
 import torch
 
 from loupe_core import LoupeError, LoupeModel
-from loupe_core.audit import blocks, conclusion, gate_effect, next_norm, replace_mask, shuffled, table, within
 from loupe_core.cli import main
-from loupe_core.fieldguide import species_of, write_fieldguide
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.evidence.audit import blocks, conclusion, gate_effect, next_norm, replace_mask, shuffled, table, within
 
 NAMES = ["own", "mean", "blocks", "within", "shuffled", "ones"]
 

@@ -10,7 +10,7 @@ from helpers import ran_here
 
 from benchmarks import explanations, gate, growth, training
 from loupe_core import CUB200
-from loupe_core.fieldguide import fieldguide_set, species_of
+from loupe_lab.birds.fieldguide import fieldguide_set, species_of
 
 
 def test_the_gate_costs_few_parameters_and_operations(tmp_path, monkeypatch):

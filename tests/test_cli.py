@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from loupe_core.cli import main
 from loupe_core.datasets import open_set
-from loupe_core.fieldguide import species_of, write_fieldguide
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 
 SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "8", "--precision", "no"]
 
@@ -94,7 +94,7 @@ def test_a_training_writes_a_card_and_evaluate_adds_to_it(birds, tmp_path, capsy
 
 
 def test_fieldguide_writes_a_set(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("loupe_core.fieldguide.ProcessPoolExecutor", drawn_here)
+    monkeypatch.setattr("loupe_lab.birds.fieldguide.ProcessPoolExecutor", drawn_here)
     assert main(["fieldguide", str(tmp_path / "b"), "--groups", "1", "--train", "2", "--test", "1"]) == 0
     assert "12 drawn birds of 4 species" in capsys.readouterr().out
     same = write_fieldguide(tmp_path / "same", species_of(1), train=2, test=1)  # the package's defaults, drawn again

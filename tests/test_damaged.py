@@ -14,13 +14,14 @@ from damaged import CASES, CONFIG, RECIPE, contents, encoded, resumed, sound_che
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loupe_core import datasets, download
+from loupe_core import datasets
 from loupe_core.cli import main
 from loupe_core.datasets import CUB200, PhotoFolder
-from loupe_core.download import Archive, download_cub
 from loupe_core.errors import LoupeError
+from loupe_core.files import download
+from loupe_core.files.download import Archive, download_cub
+from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
-from loupe_core.images import open_image
 from loupe_core.model import LoupeModel, _check_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,7 +294,7 @@ def test_any_value_in_config_json_is_taken_or_refused_in_one_line(field, value, 
 
 def test_no_file_of_the_project_reads_a_pickle():
     """torch.load only with weights_only=True; no pickle, marshal or numpy object arrays."""
-    files = [path for folder in ("loupe_core", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("loupe_core", "loupe_lab", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 30
     for path in files:
         text = path.read_text()

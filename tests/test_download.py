@@ -11,10 +11,10 @@ import threading
 import pytest
 from PIL import Image
 
-from loupe_core import download
 from loupe_core.datasets import CUB200
-from loupe_core.download import Archive, download_cub
 from loupe_core.errors import LoupeError
+from loupe_core.files import download
+from loupe_core.files.download import Archive, download_cub
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def distributions(repository, tmp_path_factory) -> dict[str, Path]:
 
 def test_wheel_and_sdist_carry_weights_the_widgets_script_and_the_model_card(repository, distributions):
     files = set(run("git", "-C", repository, "ls-files", "loupe_core").split())
-    assert {"loupe_core/explorer.js", "loupe_core/weights/fieldguide_loupe/model.safetensors"} <= files
+    assert {"loupe_lab/pages/explorer.js", "loupe_core/weights/fieldguide_loupe/model.safetensors"} <= files
     wheel = zipfile.ZipFile(distributions[".whl"]).namelist()
     sdist = [name.split("/", 1)[-1] for name in tarfile.open(distributions[".gz"]).getnames()]
     for there in (wheel, sdist):

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from loupe_core.errors import LoupeError
-from loupe_core.explain import METHODS, count_passes, explain
 from loupe_core.geometry import EvalTransform
 from loupe_core.heatmap import mask_to_original
 from loupe_core.model import LoupeModel
+from loupe_lab.evidence.explain import METHODS, count_passes, explain
 
 QUICK = {"integrated_gradients": dict(steps=3), "occlusion": dict(window=32, stride=16)}
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from loupe_core import Geometry, LoupeError, LoupeModel, transforms_for
-from loupe_core.explorer import Answer, HeatmapExplorer, Picture, ask, field_birds, likeliest
-from loupe_core.fieldguide import SPECIES
 from loupe_core.heatmap import contour_level, mask_to_original, overlay, peak
 from loupe_core.model import FIELDGUIDE
+from loupe_lab.birds.fieldguide import SPECIES
+from loupe_lab.pages.explorer import Answer, HeatmapExplorer, Picture, ask, field_birds, likeliest
 
 
 def photograph(height, width, seed=0):

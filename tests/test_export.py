@@ -11,7 +11,7 @@ import torch
 from build_lab import store_halves
 
 from loupe_core.errors import LoupeError
-from loupe_core.export import export_onnx
+from loupe_core.files.export import export_onnx
 from loupe_core.model import LoupeModel
 
 

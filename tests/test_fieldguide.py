@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from loupe_core import CUB200, LoupeError
-from loupe_core.birdplate import LAYERS, PAINT, PARTS, Bird
-from loupe_core.fieldguide import (
+from loupe_lab.birds.fieldguide import (
     ATTRIBUTES,
     PART_OF,
     SPECIES,
@@ -18,6 +17,7 @@ from loupe_core.fieldguide import (
     species_of,
     write_fieldguide,
 )
+from loupe_lab.birds.painter import LAYERS, PAINT, PARTS, Bird
 
 
 def test_there_are_at_least_forty_species_and_no_two_alike():

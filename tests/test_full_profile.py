@@ -12,7 +12,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from loupe_core.fieldguide import SPECIES, write_fieldguide
+from loupe_lab.birds.fieldguide import SPECIES, write_fieldguide
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 

@@ -23,8 +23,8 @@ from test_trainer import RECIPE, TRAIN, VAL, tiny_model
 
 from loupe_core import Recipe, Trainer
 from loupe_core.cli import main
-from loupe_core.fieldguide import species_of, write_fieldguide
 from loupe_core.trainer import Stopped
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 
 KILLS, SEED = int(os.environ.get("LOUPE_KILLS", 20)), int(os.environ.get("LOUPE_KILL_SEED", 0))
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")

@@ -14,9 +14,9 @@ from build_lab import SIZE, draw_group, place
 from PIL import Image
 
 from loupe_core import LoupeModel, transforms_for
-from loupe_core.fieldguide import PART_OF, SPECIES
-from loupe_core.images import open_image
+from loupe_core.files.images import open_image
 from loupe_core.model import FIELDGUIDE
+from loupe_lab.birds.fieldguide import PART_OF, SPECIES
 
 LAB = "#lab[data-state=idle]"
 

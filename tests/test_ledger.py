@@ -61,5 +61,5 @@ def test_the_page_has_every_claim_once_and_counts_them():
 
 def test_the_readmes_table_is_the_ledgers():
     text = readme.README.read_text()
-    assert readme.filled(text) == text, "python scripts/readme.py"
+    assert readme.filled(text) == text, "python scripts/publish/readme.py"
     assert len(readme.table().splitlines()) == 2 + len(readme.CLAIMS)

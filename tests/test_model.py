@@ -12,10 +12,10 @@ from torch import nn
 
 import loupe_core.model
 from loupe_core.errors import LoupeError
-from loupe_core.fieldguide import SPECIES, draw
 from loupe_core.geometry import transforms_for
 from loupe_core.model import FIELDGUIDE, LoupeModel
 from loupe_core.sites import find_sites, locate, token_grid
+from loupe_lab.birds.fieldguide import SPECIES, draw
 
 
 def swin() -> nn.Module:

@@ -4,7 +4,7 @@ import io
 
 from matplotlib.image import imread
 
-from loupe_core.plots import COLOURS, STYLE, figure, show
+from loupe_lab.pages.plots import COLOURS, STYLE, figure, show
 
 
 def test_show_hands_over_png_and_alt_text(monkeypatch):

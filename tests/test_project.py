@@ -1,6 +1,7 @@
 """The files that hold the project together agree with one another, and the book's runner does as it says."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import runpy
@@ -21,35 +22,68 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 
-# A file imports only from files that stand before it here.
-ORDER = """errors gate swin_micro sites model peers export loss geometry birdplate fieldguide images download datasets
-           trainer results statistics heatmap plots page explain audit routing scorecard robustness
-           explorer cli __main__""".split()
+# A file imports only from files that stand before it here; the README and the page "The package" have the same order.
+ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.atomic loupe_core.files.images
+           loupe_core.files.download loupe_core.files.pixels loupe_core.files.checkpoint loupe_core.files.export
+           loupe_core.swin_micro loupe_core.model loupe_core.loss loupe_core.geometry loupe_core.augment
+           loupe_core.datasets loupe_core.recipe loupe_core.trainer loupe_core.heatmap loupe_core.cli
+           loupe_core.__main__
+           loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
+           loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.audit
+           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness
+           loupe_lab.pages.plots loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.commands""".split()
+PACKAGES = ("loupe_core", "loupe_lab")
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+         for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"}
 
 
 def package_imports(path: Path) -> set[str]:
-    """Names of the package's own files that a file imports, anywhere in it."""
+    """Dotted names of the two packages' own files that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            relative = f"loupe_core.{node.module}" if node.module else "loupe_core"
-            modules = [relative if node.level else node.module]
-            if modules == ["loupe_core"]:  # `from loupe_core import Loupe` and `from . import gate`
-                values = {a.name: getattr(loupe_core, a.name) for a in node.names}
-                modules = [getattr(value, "__module__", f"loupe_core.{name}") for name, value in values.items()]
-        else:
-            continue
-        names |= {(m.split(".") + ["__init__"])[1] for m in modules if m.split(".")[0] == "loupe_core"}
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES}
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] in PACKAGES):
+            assert not node.level, f"{path}: import by the full name"
+            for alias in node.names:  # `from loupe_core import Loupe`, and `from loupe_core.files import images`
+                inner = f"{node.module}.{alias.name}"
+                value = getattr(importlib.import_module(node.module), alias.name, None)
+                names.add(inner if inner in FILES else getattr(value, "__module__", node.module)
+                          if node.module in PACKAGES else node.module)
     return names
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "loupe_core").glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_a_package_file_imports_only_from_files_above_it(path):
-    assert path.stem in ORDER, f"give {path.name} its place in ORDER"
-    above = set(ORDER[: ORDER.index(path.stem)])
-    assert package_imports(path) <= above
+@pytest.mark.parametrize("name", FILES)
+def test_a_package_file_imports_only_from_files_above_it(name):
+    assert name in ORDER, f"give {name} its place in ORDER"
+    assert package_imports(FILES[name]) <= set(ORDER[: ORDER.index(name)])
+
+
+def test_every_file_of_the_order_is_there():
+    assert sorted(ORDER) == sorted(FILES)
+
+
+def public_functions(tree: ast.Module):
+    """Functions, and methods of classes, whose names a user may write; functions inside of functions do not count."""
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]
+    for node in (node for body in bodies for node in body):
+        if isinstance(node, ast.FunctionDef) and (node.name[0] != "_" or node.name in ("__init__", "__call__")):
+            yield node
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_public_functions_state_their_types(name):
+    for node in public_functions(ast.parse(FILES[name].read_text())):
+        a = node.args
+        arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+        bare = [arg.arg for arg in arguments if arg.annotation is None and arg.arg not in ("self", "cls")]
+        assert not bare, f"{node.name}: {bare} have no type"
+        assert node.returns is not None or node.name == "__init__", f"{node.name} does not say what it returns"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_code_in_docstrings_stands_in_single_backticks(name):
+    assert "``" not in FILES[name].read_text()
 
 
 def test_environment_yml_adds_nothing_to_pyproject():
@@ -75,7 +109,7 @@ def test_requirements_have_lower_bounds_only():
 
 def test_every_file_that_the_makefile_names_is_there():
     named = set(re.findall(r"[\w./-]+\.(?:py|toml|cfg|yml)\b", MAKEFILE))
-    assert "scripts/build_book.py" in named
+    assert "scripts/publish/build_book.py" in named
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
@@ -134,8 +168,8 @@ def test_every_other_number_is_compared(text):
 
 @pytest.fixture
 def build_book(monkeypatch, tmp_path):
-    """scripts/build_book.py, with an empty book in a temporary folder."""
-    spec = importlib.util.spec_from_file_location("build_book", ROOT / "scripts" / "build_book.py")
+    """scripts/publish/build_book.py, with an empty book in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("build_book", ROOT / "scripts" / "publish" / "build_book.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name, path in {"ROOT": tmp_path, "BOOK": tmp_path, "SOURCE": tmp_path}.items():

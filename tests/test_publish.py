@@ -257,11 +257,11 @@ def script(tree: Path, *arguments: str, **environment) -> subprocess.CompletedPr
 def test_a_workflow_takes_its_own_address_from_the_environment(tree):
     address.write(OTHER, tree)
     owner_and_name = ONE.removeprefix("https://github.com/")
-    ran = script(tree, "scripts/address.py", GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY=owner_and_name)
+    ran = script(tree, "scripts/publish/address.py", GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY=owner_and_name)
     assert ran.returncode == 0 and ONE in ran.stdout
     assert address.read(tree) == ONE and address.disagreeing(tree) == []
-    assert script(tree, "scripts/address.py").stdout.startswith(f"{ONE}  (0 files changed)")
-    ran = script(tree, "scripts/address.py", "nowhere")
+    assert script(tree, "scripts/publish/address.py").stdout.startswith(f"{ONE}  (0 files changed)")
+    ran = script(tree, "scripts/publish/address.py", "nowhere")
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1
 
 
@@ -320,7 +320,7 @@ def test_files_and_targets_that_a_page_names_are_there(name):
 def test_a_new_chapter_keeps_every_promise_from_the_start(tree):
     address.write(ONE, tree)
     name = f"{len(CHAPTERS) + 1:02d}_shadows"
-    ran = script(tree, "scripts/new_chapter.py", name, "Birds and their shadows")
+    ran = script(tree, "scripts/publish/new_chapter.py", name, "Birds and their shadows")
     assert ran.returncode == 0, ran.stderr
     checks = ["tests/test_chapters.py", "tests/test_project.py", "tests/test_publish.py"]
     checks += ["--nbval", f"book/{name}.ipynb"]

@@ -11,7 +11,7 @@ import runs
 import torch
 
 from loupe_core import LoupeError
-from loupe_core.results import interval, read_results
+from loupe_lab.evidence.results import interval, read_results
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 

@@ -6,8 +6,8 @@ from grids_robustness import movement, patch
 from torch import nn
 
 from loupe_core import LoupeError, LoupeModel
-from loupe_core.fieldguide import SPECIES, draw
-from loupe_core.robustness import (
+from loupe_lab.birds.fieldguide import SPECIES, draw
+from loupe_lab.evidence.robustness import (
     KINDS,
     LOSSES,
     answers_to,

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loupe_core import LoupeError, LoupeModel
-from loupe_core.routing import KINDS, backward_mask, gradient_terms, intervene, shares
+from loupe_lab.evidence.routing import KINDS, backward_mask, gradient_terms, intervene, shares
 
 
 def small(form="multiply", **kwargs) -> LoupeModel:

@@ -12,10 +12,10 @@ from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
 from loupe_core import CUB200, EvalTransform, Geometry, LoupeError, LoupeModel, Sample, transforms_for
-from loupe_core.birdplate import PARTS
-from loupe_core.explain import explain
-from loupe_core.fieldguide import species_of, write_fieldguide
-from loupe_core.scorecard import (
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.birds.painter import PARTS
+from loupe_lab.evidence.explain import explain
+from loupe_lab.evidence.scorecard import (
     LAYERS,
     NULLS,
     PLACES,

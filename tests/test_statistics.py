@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from loupe_core import LoupeError
-from loupe_core.results import answers, right_of
-from loupe_core.statistics import mcnemar, paired_difference, proportion
+from loupe_lab.evidence.results import answers, right_of
+from loupe_lab.evidence.statistics import mcnemar, paired_difference, proportion
 
 
 @pytest.mark.parametrize("between_seeds", [0.0, 0.3])

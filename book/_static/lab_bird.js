@@ -1,4 +1,4 @@
-// Draws a field-guide bird of any attributes from its layers (loupe_core.birdplate.Bird, written by build_lab.py).
+// Draws a field-guide bird of any attributes from its layers (loupe_lab.birds.painter.Bird, written by build_lab.py).
 
 // kit: lab.json's; images: the pose's shading and the scene as drawable images. Returns a canvas, kit.size square.
 export function drawBird(kit, pose, attributes, shading, scene) {

@@ -1,0 +1,114 @@
+"""The tables of the page "Scaling up", made from data/results/bench_*.json. No measured number is typed there.
+
+    python scripts/publish/bench_page.py     # print them
+"""
+
+import json
+import re
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+
+# A card and its network, as their makers name them; what share of the card's peak a training reaches is an assumption.
+CARD, PEAK, SHARE = "H100", 989e12, 0.4  # dense bf16, operations a second
+LINK = {8: (450e9, "NVLink, one node"), 64: (50e9, "400 Gbit/s a card, eight nodes")}  # bytes a second and card
+BATCH, IMAGES = 16, 5394  # images a card and step (the paper's); CUB's training images without a tenth
+
+
+def read(name: str) -> dict:
+    file = RESULTS / f"bench_{name}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def table(rows: list[dict], columns: dict[str, str]) -> str:
+    """A markdown table; `columns`: key -> heading."""
+    if not rows:
+        return "*not measured yet: `make bench`*\n"
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_text(row[key]) for key in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+SPREAD = dict(ratio="ratio", span="single rounds")
+
+
+def spread(row: dict, least: str = "least", largest: str = "largest") -> dict:
+    return row | dict(span=f"{_text(row[least])} to {_text(row[largest])}")
+
+
+def gate() -> str:
+    rows = [row | {k: f"{100 * (row[k] - 1):+.3f} %" for k in ("ratio", "least", "largest")}
+            for row in read("gate").get("rows", [])]
+    columns = dict(what="Swin-Base", bare="bare", gated="with the gate", ratio="difference", span="single rounds")
+    return table(list(map(spread, rows)), columns)
+
+
+def training() -> str:
+    found = read("training")
+    names = {"trainer": "this `Trainer`", "plain": "plain loop, fp32", "lightning": "Lightning",
+             "hugging_face": "Hugging Face's Trainer"}
+    rows = [spread(row) | dict(who=names[row["who"]]) for row in found.get("rows", [])]
+    columns = {"case": "model", "who": "trained by", "images/s": "images/s",
+               "trainer's speed": "`Trainer` is faster by", "span": "single rounds", "peak MiB": "peak MiB"}
+    shares = [{k: v if k == "case" else f"{v:.1%}" for k, v in row.items()} for row in found.get("shares", [])]
+    parts = ("case", "data", "forward", "backward", "optimizer", "rest")
+    return table(rows, columns) + "\nWhere the `Trainer`'s time goes:\n\n" + table(shares, {k: k for k in parts})
+
+
+def loader() -> str:
+    rows = [spread(row, "warm_least", "warm_largest") for row in read("loader").get("speed", [])]
+    return table(rows, dict(augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, img/s",
+                            cold_images_s="cold", warm_images_s="warm", warm_ratio="ratio, warm", span="single rounds"))
+
+
+def explanations() -> str:
+    columns = dict(method="method", passes="passes", ms="ms an image") | SPREAD
+    return table(list(map(spread, read("explanations").get("rows", []))), columns)
+
+
+def growth() -> str:
+    found = read("growth")
+    return "\n".join(table(found.get(part, []), {k: k for k in found[part][0]} if found.get(part) else {})
+                     for part in ("images", "pixels", "processes"))
+
+
+def cards() -> str:
+    """Swin-Base on many cards, on paper: bytes of gradients against operations."""
+    exact = {row["what"]: row["gated"] for row in read("gate").get("rows", [])}
+    if not exact:
+        return table([], {})
+    size, compute = 4 * exact["parameters"], 3 * exact["FLOPs an image"] * BATCH / (PEAK * SHARE)
+    rows = []
+    for cards, (speed, what) in LINK.items():
+        exchange = 2 * (cards - 1) / cards * size / speed  # a ring sends each byte twice, but for one share
+        rows.append({"cards": f"{cards} ({what})", "compute, ms": 1000 * compute, "exchange, ms": 1000 * exchange,
+                     "exchange / compute": exchange / compute, "images a step": BATCH * cards,
+                     "steps an epoch": -(-IMAGES // (BATCH * cards))})
+    return (f"Gradients: {size / 1e6:,.0f} MB in fp32. A backward pass is taken as twice a forward one; {CARD} at "
+            f"{SHARE:.0%} of its peak of {PEAK / 1e12:,.0f} Tflop/s.\n\n" + table(rows, {k: k for k in rows[0]}))
+
+
+def machine() -> str:
+    found = read("gate").get("provenance")
+    return f"{found['processor']}, {found['threads']} threads, torch {found['versions']['torch']}\n" if found else "-\n"
+
+
+PARTS = dict(machine=machine, gate=gate, training=training, loader=loader, explanations=explanations, growth=growth,
+             cards=cards)
+
+
+def fill(text: str) -> str:
+    """The page with a table between every pair of marks ``<!-- bench: NAME -->`` and ``<!-- /bench -->``."""
+    return re.sub(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", lambda m: m[1] + PARTS[m[2]]() + m[3], text,
+                  flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for name, part in PARTS.items():
+        print(f"{name}\n\n{part()}")

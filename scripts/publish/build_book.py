@@ -1,0 +1,331 @@
+"""Run the chapters and build the pages.
+
+    python scripts/publish/build_book.py                                 # all chapters, then the pages
+    python scripts/publish/build_book.py --in-place                      # and renew the outputs committed in book/
+    python scripts/publish/build_book.py --in-place 05_training_on_cub   # run one chapter; the others as committed
+    python scripts/publish/build_book.py --no-run                        # the pages alone, from the committed outputs
+
+Papermill runs a chapter in the small profile, with book/ as its working directory, as Jupyter and nbval do.
+The result goes into a copy of book/ under book/_build, and Jupyter Book makes the pages from that copy. The
+same notebook, byte for byte, is published and written by `--in-place`. Nothing is cached, so an edit to the
+package counts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from ast import literal_eval
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import bench_page
+import ledger
+import nbformat
+import papermill
+import psutil
+import web_assets
+import yaml
+from mend_pages import mend
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+from loupe_core.errors import LoupeError
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK = ROOT / "book"
+SOURCE = BOOK / "_build" / "source"
+PROFILE = "small"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+CELL_METADATA = ("tags", "mystnb", "jupyter")  # what an author writes; the rest is left by tools
+NOTEBOOK_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
+
+
+class BuildError(Exception):
+    """The book cannot be built; the message is one line."""
+
+
+def chapters() -> list[str]:
+    """Names of the notebooks in _toc.yml, in reading order."""
+    pages = list(parse_toc_yaml(ROOT / "_toc.yml"))
+    for name in pages:
+        if not any((BOOK / f"{name}{suffix}").exists() for suffix in (".md", ".ipynb")):
+            raise BuildError(f"_toc.yml names book/{name}, and there is no such .md or .ipynb file")
+    return [name for name in pages if (BOOK / f"{name}.ipynb").exists()]
+
+
+@contextmanager
+def peak_memory():
+    """Yields a function that gives the largest resident memory, in MB, of this process's children together.
+
+    Sampled five times a second; memory that two processes share counts for both.
+    """
+    peak, stop = 0, threading.Event()
+
+    def held(process: psutil.Process) -> int:
+        try:
+            return process.memory_info().rss
+        except psutil.Error:  # it has just ended
+            return 0
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(0.2):
+            peak = max(peak, sum(map(held, psutil.Process().children(recursive=True))))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: peak / 1e6
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def check_parameters(name: str) -> None:
+    """The page shows the chapter's own parameters cell, so that cell has to say what is run."""
+    found = papermill.inspect_notebook(str(SOURCE / f"{name}.ipynb")).get("PROFILE")
+    if found is None or literal_eval(found["default"]) != PROFILE:
+        says = "does not set PROFILE" if found is None else f"says PROFILE = {found['default']}"
+        raise BuildError(f'{name}: the cell tagged "parameters" {says}; commit it with PROFILE = "{PROFILE}"')
+
+
+def run(name: str) -> tuple[nbformat.NotebookNode, float, float]:
+    """Run one chapter. Returns the clean notebook, the seconds, and the peak MB of its kernel and workers."""
+    page = SOURCE / f"{name}.ipynb"
+    nbformat.write(clean(nbformat.read(page, as_version=4)), page)
+    check_parameters(name)
+    start = time.perf_counter()
+    with peak_memory() as peak:
+        try:
+            notebook = papermill.execute_notebook(
+                page,
+                page,
+                parameters={"PROFILE": PROFILE},
+                cwd=BOOK,
+                progress_bar=sys.stderr.isatty(),
+                coalesce_streams=True,
+                extra_arguments=["--log-level=ERROR"],  # of the kernel's own messages, not the chapter's
+            )
+        except Exception as error:
+            traceback = page.relative_to(ROOT)
+            raise BuildError(f"{name}, {place(page)}: {reason(error)} (traceback: {traceback})") from error
+    seconds = time.perf_counter() - start
+    notebook = clean(notebook)
+    check_outputs(name, notebook)
+    nbformat.write(notebook, page)
+    return notebook, seconds, peak()
+
+
+def place(page: Path) -> str:
+    """The cell at which a run ended, numbered as on the page, with its first line."""
+    cells = own_cells(nbformat.read(page, as_version=4).cells)
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    if not started:
+        return "before its first cell"
+    return f"cell [{len(started)}] ({started[-1].source.strip().splitlines()[0]})"
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, papermill.PapermillExecutionError):
+        return " ".join(f"{error.ename}: {error.evalue}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def own_cells(cells: list) -> list:
+    """The author's cells, without the one that papermill puts in."""
+    return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without traces of papermill, the clock and this Python. Ids, sources and outputs stay."""
+    notebook.cells = own_cells(notebook.cells)
+    notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    count = 0
+    for cell in notebook.cells:
+        kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA and value}
+        # MyST-NB takes the alternative text from the cell, not from the output that carries it.
+        if alt := next((p.metadata.get("image/png", {}).get("alt") for p in pictures(cell)), None):
+            kept["mystnb"] = {**kept.get("mystnb", {}), "image": {"alt": alt}}
+        cell.metadata = nbformat.from_dict(kept)
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):  # what a widget shows where no kernel runs
+                output.data.pop(WIDGET, None)
+        if cell.cell_type == "code" and cell.execution_count is not None:
+            count += 1
+            for holder in [cell, *(out for out in cell.outputs if out.output_type == "execute_result")]:
+                holder.execution_count = count
+    return notebook
+
+
+def pictures(cell: nbformat.NotebookNode) -> list:
+    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
+    """Refuse what has no place on a page: a path of this machine, a dead widget, a picture without words."""
+    here = {str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix, tempfile.gettempdir()} - {"/"}
+    pattern = re.compile(rf"(?<![\w+/.-])(?:{'|'.join(map(re.escape, here))})(?:/\S*|\b)")
+    for cell in notebook.cells:
+        where = f"{name}, cell [{cell.get('execution_count')}]"
+        if pictures(cell) and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+            raise BuildError(f"{where} shows a picture without alternative text: use loupe_lab.pages.plots.show")
+        if len(pictures(cell)) > 1:
+            raise BuildError(f"{where} shows several pictures, and a cell has one alternative text: split it")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = [output.get("text", ""), *(v for kind, v in data.items() if not kind.startswith("image/"))]
+            page = str(data.get("text/html", ""))
+            if any('alt="' not in image for image in re.findall(r"<img\b[^>]*>", page)):
+                raise BuildError(f"{where} shows a picture in HTML without alternative text")
+            found = pattern.search(" ".join(map(str, text)))
+            if found:
+                raise BuildError(f"{where} prints a path of this machine: {found[0]}")
+            if WIDGET in data:
+                raise BuildError(f"{where} shows a widget, which is dead on the page")
+
+
+def status_table(rows: list[tuple[str, str, str]], ran: bool) -> str:
+    """The chapters with their seconds and memory, and what they ran on."""
+    lines = ["| chapter | seconds | peak MB |", "|---|---:|---:|"]
+    lines += [f"| [{name}]({name}) | {seconds} | {megabytes} |" for name, seconds, megabytes in rows]
+    if ran:
+        packages = ("torch", "torchvision", "timm", "lion-pytorch", "accelerate", "captum", "numpy", "jupyter-book")
+        lines += ["", "| environment | |", "|---|---|", *(f"| {name} | {version(name)} |" for name in packages),
+                  f"| Python | {platform.python_version()} |", f"| system | {platform.system()} {platform.machine()} |",
+                  f"| cores | {os.cpu_count()} |", f"| run on | {date.today()} |"]
+    return "\n".join(lines) + "\n"
+
+
+def copy_sources(source: Path) -> None:
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
+
+
+def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
+    """Makes the pages of the sources in X/_build/source; returns their folder, X/_build/html.
+
+    Args:
+        rows: of the chapters that were run: name, seconds, peak MB. Without any, the status page says so.
+
+    Raises:
+        BuildError: Sphinx warned. `--all`, since a page that it keeps from an earlier build warns no more.
+    """
+    html = source.with_name("html")
+    shutil.rmtree(html, ignore_errors=True)
+    status = source / "status.md"
+    before, rest = status.read_text().split("<!-- status -->\n")
+    table = status_table(rows or [(name, "not run in this build", "") for name in chapters()], ran=bool(rows))
+    status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
+    write_ledger(source / "ledger.md")
+    scaling = source / "scaling_up.md"
+    if scaling.is_file():
+        scaling.write_text(bench_page.fill(scaling.read_text()))
+    config = source.with_name("config.yml")
+    config.write_text(yaml.safe_dump(configuration(source)))
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]
+    command += ["--config", config, "--toc", ROOT / "_toc.yml", "--all", "-W", "-n", "--keep-going", "-q"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise BuildError("the pages have the warnings above; mend them all")
+    mend(html)
+    return html
+
+
+def write_ledger(page: Path) -> None:
+    """Puts the claims, verdicts and numbers between the page's two marks, where there is such a page."""
+    if not page.is_file():
+        return
+    try:
+        table = ledger.page()
+    except (ledger.LedgerError, LoupeError) as error:
+        raise BuildError(str(error)) from error
+    before, rest = page.read_text().split("<!-- ledger -->\n")
+    page.write_text(before + table + rest.split("<!-- /ledger -->\n")[1])
+
+
+def configuration(source: Path) -> dict:
+    """_config.yml with the place of the pages' scripts and data, which this function puts there.
+
+    Jupyter Book has every page load every script that lies in _static. Here a page asks for what it needs, so scripts
+    go to X/_build/extra/_static, whose files come to lie in the same _static.
+    """
+    extra = source.with_name("extra")
+    shutil.rmtree(extra, ignore_errors=True)
+    static = extra / "_static"
+    static.mkdir(parents=True)
+    for script in (source / "_static").glob("*.js"):
+        shutil.move(script, static)
+    if (ROOT / "scripts" / "build_lab.py").is_file():
+        from build_lab import build_lab
+
+        build_lab(static / "lab")
+    where = web_assets.publish(static)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["sphinx"]["config"] |= {
+        "html_extra_path": [str(extra)],
+        "mathjax_path": f"{where['mathjax']}tex-mml-chtml.js",
+    }
+    return config
+
+
+def build_committed(folder: Path) -> Path:
+    """Makes the pages from the committed notebooks, without running one. Returns `folder`/_build/html."""
+    source = folder / "_build" / "source"
+    copy_sources(source)
+    return build_pages(source)
+
+
+def build(names: list[str], in_place: bool) -> None:
+    unknown = set(names) - set(listed := chapters())
+    if unknown:
+        raise BuildError(f"no chapter {sorted(unknown)[0]} in _toc.yml, which has: {', '.join(listed)}")
+    os.environ |= dict(TQDM_DISABLE="1", LOUPE_STRICT="1")  # book/conftest.py says why
+    copy_sources(SOURCE)
+    rows = []
+    for name in names or listed:
+        print(f"running {name} ...", flush=True)
+        notebook, seconds, megabytes = run(name)
+        rows.append((name, f"{seconds:.1f}", f"{megabytes:.0f}"))
+        if in_place:
+            nbformat.write(notebook, BOOK / f"{name}.ipynb")
+    print("building the pages ...", flush=True)
+    html = build_pages(SOURCE, rows)
+    width = max(len(name) for name, *_ in [("chapter",), *rows])
+    for name, seconds, megabytes in [("chapter", "seconds", "peak MB"), *rows]:
+        print(f"{name:<{width}}  {seconds:>7}  {megabytes:>7}")
+    print(f"the book: {html / 'index.html'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the chapters and build the pages.")
+    parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub; without any, all are run")
+    parser.add_argument("--in-place", action="store_true", help="also renew the outputs committed in book/")
+    parser.add_argument("--no-run", action="store_true", help="run none; build the pages from the committed outputs")
+    args = parser.parse_args()
+    if args.no_run and (args.chapters or args.in_place):
+        parser.error("--no-run runs no chapter: give it alone")
+    try:
+        if args.no_run:
+            print(f"the book: {build_committed(BOOK) / 'index.html'}")
+        else:
+            build(args.chapters, args.in_place)
+    except BuildError as error:
+        sys.exit(f"build_book: {error}")
+
+
+if __name__ == "__main__":
+    main()

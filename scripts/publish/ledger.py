@@ -1,0 +1,161 @@
+"""The ledger page, made from data/ledger.yml: every claim, its verdict, and the numbers that show it.
+
+No number of a run is typed there. An entry names where its numbers stand, in a results file or in the output of a
+chapter's cell, and says what must be true of the first of them (`if`) for its verdict to stand.
+
+    python scripts/publish/ledger.py     # print the counts, and every claim with its evidence
+"""
+
+import operator
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import numpy as np
+import yaml
+
+from loupe_lab.evidence.results import interval, read_results, right_of
+from loupe_lab.evidence.statistics import paired_difference
+
+ROOT = Path(__file__).resolve().parents[2]
+VERDICTS = ("holds", "holds in part", "does not hold", "not decided", "not run here")
+COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+class LedgerError(Exception):
+    """An entry's evidence is not there, or does not bear its verdict; the message is one line."""
+
+
+class Number(NamedTuple):
+    """A number with its interval (nan without one) and the words that the page shows."""
+
+    text: str
+    mean: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def ledger() -> dict:
+    """`commands`: name -> command for a GPU with CUB; `claims`: the entries, in the page's order."""
+    return yaml.safe_load((ROOT / "data" / "ledger.yml").read_text())
+
+
+def select(grid: str, where: dict) -> dict[str, dict]:
+    """Rows of a results file whose columns have these values, by seed."""
+    rows = [row for row in read_results(grid) if all(str(row[k]) == str(v) for k, v in where.items())]
+    found = {str(row.get("seed", i)): row for i, row in enumerate(rows)}
+    if not rows or len(found) < len(rows):
+        raise LedgerError(f"data/results/{grid}: {len(rows)} rows have {where}; expected one or more, and one for each "
+                          "seed")
+    return found
+
+
+def difference(grid: str, a: dict, b: dict, column: str = "right", images: int = 400, of: str = "birds",
+               scale: float = 100, unit: str = " points", digits: int = 1) -> Number:
+    """a minus b over the seeds that both have: of answers to the same images, or of a column with one number a run."""
+    one, other = select(grid, a), select(grid, b)
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < 2:
+        raise LedgerError(f"data/results/{grid}: {a} and {b} share {len(seeds)} seeds; expected two or more")
+    if column.startswith("right"):
+        read = lambda rows: np.stack([right_of({"right": rows[s][column]}, images) for s in seeds])  # noqa: E731
+        mean, half = paired_difference(read(one), read(other))
+        n = f"{len(seeds)} seeds x {images} {of}"
+    else:
+        mean, half = interval([float(one[s][column]) - float(other[s][column]) for s in seeds])
+        n = f"{len(seeds)} seeds"
+    mean, half = scale * mean, scale * half
+    return Number(f"{mean:+.{digits}f}{unit} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f}; {n})",
+                  mean, mean - half, mean + half)
+
+
+def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2) -> Number:
+    """A column's mean over seeds, with its interval."""
+    rows = select(grid, where)
+    values = [scale * float(row[column]) for row in rows.values()]
+    if len(values) < 2:
+        return Number(f"{values[0]:.{digits}f}{unit} (one run)", values[0])
+    value, half = interval(values)
+    low, high = value - half, value + half
+    text = f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}; {len(values)} seeds)"
+    return Number(text, value, low, high)
+
+
+def cell(chapter: str, id: str, find: str) -> Number:
+    """What `find`, a regular expression, meets in a cell's printed output: its first group, or all of it.
+
+    The group's first number is the number that `if` speaks of; where "± half" follows it, so do its ends.
+    """
+    notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
+    source = next((c for c in notebook.cells if c.id == id), None)
+    text = "".join(out.get("text", "") for out in source.outputs) if source else ""
+    found = re.search(find, text)
+    if not found:
+        raise LedgerError(f"book/{chapter}.ipynb, cell '{id}': {find!r} is not in its output")
+    words = " ".join((found[1] if found.re.groups else found[0]).split())
+    number = re.search(r"([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)(?: ± ([\d.]+\d))?", words)
+    if not number:
+        return Number(words)
+    mean = float(number[1].replace(",", ""))
+    return Number(words, mean, mean - float(number[2]), mean + float(number[2])) if number[2] else Number(words, mean)
+
+
+MEASURES = dict(difference=difference, mean=mean, cell=cell)
+
+
+def evidence(claim: dict) -> list[tuple[str, Number]]:
+    """The numbers of a claim, each with what it is a number of.
+
+    Raises:
+        LedgerError: one is not there, or the first does not bear the verdict.
+    """
+    numbers = []
+    for item in claim.get("evidence", []):
+        of = item.get("of", "")
+        (kind, options), = ((k, v) for k, v in item.items() if k in MEASURES)
+        numbers.append((of, MEASURES[kind](**options)))
+    if condition := claim.get("if"):
+        name, sign, bound = condition.split()
+        if not COMPARE[sign](getattr(numbers[0][1], name), float(bound)):
+            raise LedgerError(f"ledger, {claim['id']}: '{claim['verdict']}' stands if {condition}, but the number is "
+                              f"{numbers[0][1].text}")
+    return numbers
+
+
+def page() -> str:
+    """Counts, then a table a topic, then the commands."""
+    book = ledger()
+    claims = book["claims"]
+    count = Counter(claim["verdict"] for claim in claims)
+    lines = [f"**{len(claims)} claims:** " + ", ".join(f"{count[v]} {v}" for v in VERDICTS) + ".", ""]
+    for topic in dict.fromkeys(claim["topic"] for claim in claims):
+        lines += [f"## {topic}", "", "| claim | verdict, and what shows it |", "|---|---|"]
+        for claim in (c for c in claims if c["topic"] == topic):
+            shown = "; ".join(f"{of}: {n.text}" if of else n.text for of, n in evidence(claim))
+            shown = shown[:1].upper() + shown[1:] if claim["says"].rstrip().endswith(".") else shown
+            where = f"[{claim['chapter'].split('_')[0]}]({claim['chapter']})"
+            gpu = f" On a GPU: [{claim['gpu']}](commands)." if "gpu" in claim else ""
+            verdict = claim["verdict"].capitalize()
+            cells = (f"{claim['claim']} *{claim['source']}*",
+                     f"**{verdict}.** {claim['says']} {shown + '.' if shown else ''} Chapter {where}.{gpu}")
+            lines.append("| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |")
+        lines.append("")
+    lines += ["(commands)=", "## On a GPU, with CUB", ""]
+    lines += ["Not run here. Each writes its checkpoints to a folder below `runs`; `--seed` takes other seeds.", ""]
+    for name, command in book["commands"].items():
+        lines += [f"**{name}**: {command['for']}", "", "```sh", *command["run"].strip().splitlines(), "```", ""]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    for claim in ledger()["claims"]:
+        print(f"{claim['verdict']:<15} {claim['id']}")
+        for of, number in evidence(claim):
+            print(f"{'':<17}{of}: {number.text}")
+    print(Counter(claim["verdict"] for claim in ledger()["claims"]))
+
+
+if __name__ == "__main__":
+    main()

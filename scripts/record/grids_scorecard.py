@@ -1,0 +1,176 @@
+"""Chapter 13's runs: how well masks and other maps point, and whether answers hang on what they show."""
+
+import os
+from functools import lru_cache
+
+import numpy as np
+import torch
+from grids_first import photographs
+from runs import telling_parts, trained
+
+from loupe_core import CUB200, Trainer, transforms_for
+from loupe_core.datasets import Sample
+from loupe_lab.evidence.explain import explain
+from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.scorecard import (
+    CURVES,
+    LAYERS,
+    NULLS,
+    PLACES,
+    Scene,
+    centre_prior,
+    faithful,
+    null_maps,
+    on_grid,
+    on_object,
+    place,
+    randomisation,
+)
+
+LITE0 = dict(head="backbone.classifier", last_stage="backbone.blocks.6", all="")
+OPTIONS = {"integrated_gradients": dict(steps=20)}
+
+
+COLUMNS = [*PLACES, *(f"{name}_{null}" for null in NULLS for name in PLACES),
+           *(f"{name}_{base}{null}" for null in ("", "_another") for base in ("blur", "mean") for name in CURVES),
+           *(f"like_{name}" for name in (*LAYERS, "another"))]
+
+
+def scenes_of(dataset: CUB200, indices) -> list[Scene]:
+    """Scenes of a set with a transform. The object is the segmentation where there is one, else the box."""
+    scenes = []
+    for i in indices:
+        sample, bird = dataset[i], dataset.segmentation(i)
+        telling = telling_parts(dataset.class_names[sample.label])
+        scenes.append(Scene(sample, inside(sample) if bird is None else bird, telling))
+    return scenes
+
+
+def inside(sample: Sample) -> np.ndarray:
+    """(H, W) bool over the photograph, True in the box."""
+    x, y, w, h = (float(v) for v in sample.box)
+    rows, columns = (np.arange(side) + 0.5 for side in sample.geometry.original_size)
+    return ((rows > y) & (rows < y + h))[:, None] & ((columns > x) & (columns < x + w))
+
+
+def score(model, scenes: list[Scene], method="mask", *, nulls=NULLS, draws: int = 3, curves=0, baselines=("blur",),
+          steps: int = 7, randomised=0, layers=None, seed: int = 0, **options) -> dict[str, np.ndarray]:
+    """The whole scorecard of one method: per-image arrays, nan where a score was not asked for or cannot be told.
+
+    Signed maps count by their absolute values. What is explained is the predicted class.
+
+    Args:
+        method: of `explain`; or "centre", `centre_prior`; or "outline", the object itself on the grid; or maps
+            (N, h, w).
+        nulls: kinds of `null_maps`. draws: how many of each, for `place`; their scores are averaged.
+        curves: the number of scenes for `faithful`, evenly chosen. baselines, steps: its own. Of the nulls the first
+            alone is scored, once.
+        randomised: the number of scenes for `randomisation`, for a method of `explain`. layers: its own.
+        options: for `explain`.
+
+    Returns:
+        Arrays (N,) under the names of `PLACES`; insertion_blur, deletion_blur and so on; each also as <name>_<null>;
+        and like_<layer>.
+    """
+    rng, N = np.random.default_rng(seed), len(scenes)
+    images = torch.stack([scene.sample.image for scene in scenes])
+    with torch.no_grad():
+        target = torch.cat([model.eval()(images[i : i + 64]).argmax(1) for i in range(0, N, 64)])
+    if isinstance(method, str) and method == "centre":
+        maps = np.tile(centre_prior(), (N, 1, 1))
+    elif isinstance(method, str) and method == "outline":
+        maps = on_grid(torch.stack([torch.from_numpy(on_object(scene.object, scene.sample.geometry,
+                                                               scene.sample.geometry.input_size).astype(float))
+                                    for scene in scenes]))
+    elif isinstance(method, str):
+        parts = [explain(model, images[i : i + 50], method, target[i : i + 50], **options) for i in range(0, N, 50)]
+        maps = on_grid(torch.cat(parts).abs())
+    else:
+        maps = on_grid(torch.as_tensor(method).abs())
+    result = place(maps, scenes)
+    for null in nulls:
+        drawn = [place(null_maps(maps, null, rng), scenes) for _ in range(draws)]
+        result |= {f"{name}_{null}": np.mean([d[name] for d in drawn], axis=0) for name in PLACES}
+
+    def widen(values, at):
+        wide = np.full(N, np.nan)
+        wide[at] = values
+        return wide
+
+    if curves:
+        at = np.linspace(0, N - 1, min(curves, N)).round().astype(int)
+        sets = {"": maps[at]} | {f"_{null}": null_maps(maps[at], null, rng) for null in nulls[:1]}
+        for suffix, those in sets.items():
+            for baseline in baselines:
+                found = faithful(model, images[at], those, target[at], steps, baseline, seed=seed)
+                result |= {f"{name}_{baseline}{suffix}": widen(found[name], at) for name in CURVES}
+    if randomised:
+        at = np.linspace(0, N - 1, min(randomised, N)).round().astype(int)
+        alike = randomisation(model, images[at], method, target[at], layers, seed, **options)
+        result |= {f"like_{name}": widen(values, at) for name, values in alike.items()}
+    return result
+
+
+def columns(values: dict) -> dict:
+    """Of each score the mean over the images; the images whose peak is a hit, on the bird and at the telling part."""
+    def mean(v):
+        return "" if np.isnan(v).all() else round(float(np.nanmean(v)), 4)
+
+    row = {name: mean(values.get(name, np.array(np.nan))) for name in COLUMNS}
+    return row | dict(hits=answers(values["pointing"] == 1), hits_telling=answers(values["telling"] == 1))
+
+
+def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
+    """The scorecard of a method in a trained network of the small profile: 100 test birds, five of each species; 30 of
+    them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`.
+
+    "borrowed" is the mask that another network has of the same picture: the paper's gate trained with the next seed.
+    """
+    model, outcome, test = trained(arm, seed)
+    scenes = scenes_of(test, range(0, len(test), 4))
+    own = method not in ("centre", "outline", "borrowed")  # of the others, nulls and forgetting say nothing
+    twice = arm == "loupe" and method in ("mask", "centre", "borrowed")  # whether the baseline matters
+    maps = method
+    if method == "borrowed":
+        lender, _, _ = trained("loupe", (seed + 1) % 5)
+        maps = explain(lender, torch.stack([scene.sample.image for scene in scenes]), "mask")
+    values = score(model, scenes, maps, nulls=NULLS if own else (), draws=2, curves=30,
+                   baselines=("blur", "mean") if twice else ("blur",), randomised=12 if own else 0, seed=seed,
+                   **OPTIONS.get(method, {}))
+    return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), None
+
+
+@lru_cache(maxsize=1)
+def photographs_net(seed: int):
+    return photographs("loupe", seed)
+
+
+def scorecard_photographs(method: str, seed: int) -> tuple[dict, Trainer]:
+    """The scorecard on real photographs (see `photographs`): every third test photograph, the box as the object."""
+    outcome, trainer = photographs_net(seed)
+    model = trainer.model.cpu().float()
+    test = CUB200(os.environ["LOUPE_CUB_ROOT"], "test", val_fraction=0, classes=model.class_names,
+                  transform=transforms_for(model.data_config, train=False))
+    scenes = scenes_of(test, range(0, len(test), 3))
+    guess = method in ("centre", "outline")
+    values = score(model, scenes, method, nulls=() if guess else NULLS, draws=1, curves=20, baselines=("blur",),
+                   randomised=0 if guess else 12, layers=LITE0, seed=seed, **OPTIONS.get(method, {}))
+    return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), trainer
+
+
+METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
+MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which the mask alone is scored
+CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
+    ("loupe", (*METHODS, "borrowed")), ("bare", ("rollout", "borrowed")), *((arm, ("mask",)) for arm in MASKS))
+    for method in methods]
+# How many seeds are recorded: of the paper's gate and the bare network, of the other masks, of integrated gradients.
+SEEDS = dict(main=5, masks=3, gradients=3)
+
+
+def kind(row: dict) -> str:
+    return "gradients" if row["method"] == "integrated_gradients" else "masks" if row["arm"] in MASKS else "main"
+
+
+RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
+PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
+GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}

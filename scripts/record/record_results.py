@@ -1,0 +1,101 @@
+"""Run a declared grid of trainings and record one row a run: ``python scripts/record/record_results.py small_profile``.
+
+The grids stand in scripts/record/grids_*.py; ``make results`` runs them all, ``make results GRID=reach`` one. A grid that was
+stopped goes on where it stopped: rows that stand in data/results/<grid>.csv are not run again. Every row carries its
+provenance: commit, versions, processor, precision, threads, seed and seconds.
+
+Many machines share a grid by parts: ``--part 3/16`` runs every 16th row, from the third on, and keeps them in
+data/results/parts. A later call without ``--part`` takes them in and runs what is missing.
+"""
+
+import argparse
+import csv
+import importlib
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+from runs import RESULTS, ROOT, provenance
+
+from loupe_core.trainer import write_whole
+
+# name -> (function of the choices, which returns what came out and the Trainer or None; the choices of every row)
+GRIDS = {}
+for _file in sorted(Path(__file__).parent.glob("grids_*.py")):
+    GRIDS |= importlib.import_module(_file.stem).GRIDS
+
+
+def keep_masks(grid: str, choice: dict, masks: dict) -> None:
+    """Adds a run's masks, by image id, to data/results/<grid>_masks.json, in place of those it had."""
+    file = RESULTS / f"{grid}_masks.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
+    write_whole(file, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
+def run_row(grid: str, choice: dict) -> dict:
+    """One row of a grid, run now: its choices, what came out, and its provenance."""
+    began = time.perf_counter()
+    outcome, trainer = GRIDS[grid][0](**choice)
+    masks = outcome.pop("masks", None)
+    if masks:
+        keep_masks(grid, choice, masks)
+    where = {} if trainer is None and "commit" in outcome else provenance(trainer)
+    return {**choice, **outcome, "seconds": math.ceil(10 * (time.perf_counter() - began)) / 10, **where}
+
+
+def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) -> Path:
+    """Runs the rows of `grid`, or of `part` = (which, of how many), that no file holds yet; returns its file."""
+    file = file or RESULTS / f"{grid}.csv"
+    which, parts = part
+    parts_folder = file.parent / "parts"
+    choices = GRIDS[grid][1]
+    there = [row for of in (file, *sorted(parts_folder.glob(f"{file.stem}-*.csv"))) if of.exists()
+             for row in csv.DictReader(of.open())]
+    rows = {i: row for i, choice in enumerate(choices) for row in there
+            if all(row[k] == str(v) for k, v in choice.items())}
+    if parts > 1:
+        file = parts_folder / f"{file.stem}-{which}-of-{parts}.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mine = range(which - 1, len(choices), parts)
+    missing = [i for i in mine if i not in rows]
+    for i in missing:
+        rows[i] = run_row(grid, choices[i])
+        print(rows[i], flush=True)
+        _write(file, [rows[k] for k in mine if k in rows])
+    if parts == 1 and not missing and parts_folder.exists():
+        _write(file, [rows[k] for k in mine])
+    return file
+
+
+def _write(file: Path, rows: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
+
+
+def _part(text: str) -> tuple[int, int]:
+    which, _, parts = text.partition("/")
+    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected which/of how many, such as 3/16")
+    return int(which), int(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("grids", nargs="*", help=f"without a name, all: {', '.join(GRIDS)}")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="which/of how many, such as 3/16: rows to run here")
+    arguments = parser.parse_args()
+    names = arguments.grids or list(GRIDS)
+    if unknown := set(names) - set(GRIDS):
+        parser.error(f"no grid {sorted(unknown)[0]!r}; expected some of {', '.join(GRIDS)}")
+    for name in names:
+        print(record(name, part=arguments.part).relative_to(ROOT), flush=True)
+
+
+if __name__ == "__main__":
+    main()

