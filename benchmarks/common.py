@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one process, ratios of medians, a table, JSON with provenance."""
+"""What the benchmarks share: cases that take turns, ratios of medians, a table, JSON with provenance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,10 +14,12 @@ from pathlib import Path
 
 import torch
 
-from loupe_core.trainer import write_whole
+from loupe_core.files.atomic import write_whole
+from loupe_lab.evidence.results import commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "data" / "results"
+CODE = ("loupe_core", "loupe_lab", "benchmarks")  # the folders whose changes matter for the figures
 
 
 def interleaved(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -40,21 +41,16 @@ def ratio(a: list[float], b: list[float]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, as far as the system knows it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def provenance() -> dict:
-    """Where figures come from: commit, processor and card, cores, threads, load before the start, versions."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "loupe_core", "loupe_lab", "benchmarks")
-    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    """Where figures come from: commit, processor and card, cores, threads, load of the last minute, versions."""
     packages = ("torch", "torchvision", "timm", "pillow", "numpy")
-    return dict(commit=commit or "none", processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+    return dict(commit=commit(ROOT, CODE), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
                 card=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
                 load=round(os.getloadavg()[0], 2), python=platform.python_version(), system=platform.system(),
                 versions={name: version(name) for name in packages})
@@ -91,7 +87,7 @@ def write(name: str, table: dict, folder: Path) -> Path:
 
 
 def show(rows: list[dict]) -> str:
-    """Rows with the same keys -> a table with aligned columns; numbers stand on the right, with four digits."""
+    """Rows with the same keys -> a table with aligned columns; numbers to the right, with four digits."""
     def text(value: object) -> str:
         if isinstance(value, float):
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

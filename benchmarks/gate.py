@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import command, interleaved, ratio
 from benchmarks.memory import peak_memory
 from loupe_core import LoupeLoss, LoupeModel
-from loupe_core.trainer import pick_precision
+from loupe_core.recipe import pick_precision
 
 BACKBONE = {False: "swin_base_patch4_window7_224", True: "swin_tiny_patch4_window7_224"}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

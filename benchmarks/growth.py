@@ -63,7 +63,7 @@ def by_images(folder: Path, sizes: tuple[int, ...]) -> list[dict]:
         model = LoupeModel("swin_micro", num_classes=20)
         recipe = Recipe.small(epochs=1)
         birds.transform = transforms_for(model.data_config, **recipe.train_transform_options())
-        row = Trainer(model, birds, recipe=recipe, progress=False).fit()[0]
+        row = Trainer(model, recipe, progress=False).fit(birds)[0]
         rows.append({"images": len(birds), "opening, s": opened, "epoch, s": row["seconds"],
                      "ms an image": 1000 * row["seconds"] / len(birds)})
     return rows
@@ -89,8 +89,8 @@ def train(root: Path, out: Path, batch: int, threads: int) -> None:
     model = LoupeModel(backbone, num_classes=20)
     birds = CUB200(root, "train", val_fraction=0, cache=True, transform=transforms_for(model.data_config, train=False))
     recipe = Recipe.small(epochs=2, batch_size=batch, augment="none", precision="no", optimizer="adamw", lr=1e-4)
-    trainer = Trainer(model, birds, recipe=recipe, progress=False)
-    rows = trainer.fit()
+    trainer = Trainer(model, recipe, progress=False)
+    rows = trainer.fit(birds)
     if trainer.accelerator.is_main_process:
         out.write_text(json.dumps(rows))
 

@@ -10,22 +10,22 @@ product of parameters and pixels. Weights are random, images small. The first fo
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import timm
 import torch
 from timm.models import list_modules
 from torch.nn import functional as F
 
+from benchmarks.common import CODE, ROOT
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
-from loupe_core.sites import heads
+from loupe_core.sites import classifiers
+from loupe_lab.evidence.results import commit
 
-RESULTS = Path(__file__).parents[1] / "data" / "results" / "timm_sweep.csv"
+RESULTS = ROOT / "data" / "results" / "timm_sweep.csv"
 SEED = 0
 
 
@@ -59,7 +59,7 @@ def try_model(name: str) -> dict:
     torch.manual_seed(SEED)
     try:
         model = LoupeModel(name, num_classes=5, pretrained=False, img_size=image_size(name))
-        for p in (p for head in heads(model.backbone) for p in head.parameters()):
+        for p in (p for head in classifiers(model.backbone) for p in head.parameters()):
             torch.nn.init.normal_(p, std=0.02)  # some families start their head at zero, which stops every gradient
         gate = model.gates["stage2"]
         row |= dict(module=gate.site.module, layout=gate.layout.fmt, stride=gate.site.stride)
@@ -119,13 +119,12 @@ def main(names: list[str]) -> None:
             print(try_model(name))
         return
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    rows = []
+    made_at, rows = commit(ROOT, CODE), []
     for family in timm_families():
         name = smallest_member(family)
         if name:
             row = dict(family=family) | try_model(name)
-            rows.append(row | dict(seed=SEED, timm=timm.__version__, torch=torch.__version__, commit=commit))
+            rows.append(row | dict(seed=SEED, timm=timm.__version__, torch=torch.__version__, commit=made_at))
             print(f"{family:28}{name:40}{row['layout']:6}{row['mask']:8}{row['reason'] or 'ok'}", flush=True)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("w", newline="", encoding="utf-8") as file:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from benchmarks.common import command, interleaved, ratio
 from benchmarks.memory import peak_memory
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, collate, transforms_for
-from loupe_core.trainer import pick_precision
+from loupe_core.recipe import pick_precision
 from loupe_lab.birds.fieldguide import fieldguide_set, species_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,16 +74,16 @@ class Epoch:
 
     def trainer(self):
         """This package's."""
-        trainer = Trainer(self.model, self.birds, recipe=self.recipe, progress=False)
-        real = trainer._optimizer
+        trainer = Trainer(self.model, self.recipe, progress=False)
+        real = trainer.optimizer
 
         def optimizer():
             made = real()
             made.register_step_post_hook(self.mark)
             return made
 
-        trainer._optimizer = optimizer
-        trainer.fit()
+        trainer.optimizer = optimizer
+        trainer.fit(self.birds)
 
     def plain(self):
         """The paper's recipe as it is usually written: fp32, one `.item()` a step for the bar."""
@@ -196,8 +196,8 @@ def shares(case: str, root: Path, steps: int) -> dict[str, float]:
             return result
         return call
 
-    trainer = Trainer(epoch.model, epoch.birds, recipe=epoch.recipe, progress=False)
-    real_optimizer, real_loader = trainer._optimizer, trainer._loader
+    trainer = Trainer(epoch.model, epoch.recipe, progress=False)
+    real_optimizer, real_loader = trainer.optimizer, trainer.loader
 
     def optimizer():
         made = real_optimizer()
@@ -213,11 +213,11 @@ def shares(case: str, root: Path, steps: int) -> dict[str, float]:
 
     fetch = type(epoch.birds).__getitems__
     epoch.birds.__class__ = type("Timed", (type(epoch.birds),), dict(__getitems__=timed("data", fetch)))
-    trainer._optimizer, trainer._loader = optimizer, loader
+    trainer.optimizer, trainer.loader = optimizer, loader
     trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
     epoch.model.register_forward_pre_hook(lambda *_: since.update(forward=time.perf_counter()))
     epoch.model.register_forward_hook(lambda *_: add("forward"))
-    trainer.fit()
+    trainer.fit(epoch.birds)
     found = {name: seconds / epoch.seconds for name, seconds in spent.items()}
     return found | dict(rest=1 - sum(found.values()))
 

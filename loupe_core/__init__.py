@@ -14,7 +14,8 @@ from loupe_core.geometry import EvalTransform, Geometry, TrainTransform, transfo
 from loupe_core.heatmap import alt_text, mask_to_original, overlay, peak
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
-from loupe_core.trainer import Recipe, Trainer
+from loupe_core.recipe import Recipe
+from loupe_core.trainer import Trainer
 
 __all__ = [
     "CUB200", "EvalTransform", "Geometry", "LossTerms", "Loupe", "LoupeError", "LoupeLoss", "LoupeModel", "PhotoFolder",

@@ -5,12 +5,10 @@ One `Sample` holds an image with all that is known of it, and the geometry that 
 
 import os
 import re
-import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
-from multiprocessing import context, reduction
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.download import find_cub
 from loupe_core.files.images import open_image
+from loupe_core.files.lists import check_rows, read_names, read_table
+from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
 
-PARTS = 15
+PART_COUNT = 15  # of CUB, each with x, y and visibility
 SPLITS = ("train", "val", "test")
-_AGAIN = "unpack the set again"
 _CLIMBS = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\0")  # out of the folder, on Windows too
-_LARGEST = 1e30  # of a table's numbers; float32 holds no more than 3.4e38
 Transform = Callable[[Image.Image], tuple[Tensor, Geometry | None]]
 
 
@@ -65,62 +63,67 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
             for name, values in columns.items()}
 
 
-class _PixelFile:
-    """Decoded photographs in a temporary file without a name, which all of a DataLoader's processes share.
+def labels_of(dataset: Dataset) -> np.ndarray:
+    """The labels of a data set, (N,) int64, without opening an image.
 
-    Photograph i begins at byte i * SLOT: height and width, then RGB. Places that were never written take no room. The
-    pages live in the system's file cache, which gives them up when memory is short, and the file goes with the last
-    process that holds it open. Where nothing can be kept (full disk, Windows), photographs are decoded each time.
+    Of a set with `labels` or `targets` (torchvision's), and of a Subset (random_split gives these) or a ConcatDataset
+    of such sets.
+
+    Raises:
+        LoupeError: There are none, or as many as images; or one is no whole number of 0 or more.
+    """
+    if isinstance(dataset, Subset) and not hasattr(dataset, "labels"):
+        return labels_of(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([labels_of(part) for part in dataset.datasets])
+    kind = type(dataset).__name__
+    found = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if found is None or not hasattr(dataset, "__len__"):
+        raise LoupeError(f"data set {kind}: found no labels; expected a length and an attribute `labels` or `targets`, "
+                         "a whole number for each image, or a Subset or ConcatDataset of such sets")
+    labels = np.asarray(found)
+    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        raise LoupeError(f"data set {kind}: found labels of shape {labels.shape} and type {labels.dtype} for "
+                         f"{len(dataset)} images; expected a whole number of 0 or more for each")
+    return labels.astype(np.int64)
+
+
+class AsSamples(Dataset):
+    """A data set of (image, label) pairs, such as torchvision's, as one of `Sample`; one of `Sample` stays as it is.
+
+    The image is what the set's transform gives: a tensor `(3, H, W)`, or (tensor, `Geometry`). `image_id` is the
+    position in the set, counted from 0.
+
+    Raises:
+        LoupeError: An item is neither a `Sample` nor such a pair.
     """
 
-    LIMIT = 4 * 2**30  # bytes; CUB's 5,994 training photographs take 3.3 GB
-    SLOT = 2**26  # bytes, so up to 22 megapixels
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
 
-    def __init__(self):
-        try:
-            self.file = tempfile.TemporaryFile(prefix="loupe", buffering=0) if hasattr(os, "pread") else None
-        except OSError:
-            self.file = None
+    def __len__(self) -> int:
+        return len(self.dataset)
 
-    def read(self, i: int) -> Image.Image | None:
-        if self.file is None:
-            return None
-        descriptor, start = self.file.fileno(), i * self.SLOT
-        head = os.pread(descriptor, 8, start)
-        h, w = struct.unpack("II", head) if len(head) == 8 else (0, 0)
-        pixels = os.pread(descriptor, h * w * 3, start + 8)
-        return Image.frombytes("RGB", (w, h), pixels) if h * w * 3 == len(pixels) > 0 else None
+    def __getitem__(self, i: int) -> Sample:
+        item = self.dataset[i]
+        if isinstance(item, Sample):
+            return item
+        image, label = item if _is_pair(item) else (None, None)
+        image, geometry = image if _is_pair(image) else (image, None)
+        if not torch.is_tensor(image):
+            found = [type(part).__name__ for part in item] if isinstance(item, tuple) else type(item).__name__
+            raise LoupeError(f"data set {type(self.dataset).__name__}, item {i}: found {found}, expected a Sample, or "
+                             "(tensor, label): give the set a transform, see transforms_for")
+        return Sample(image, int(label), None, None, geometry, path="", image_id=i)
 
-    def write(self, i: int, image: Image.Image) -> None:
-        size = image.width * image.height * 3
-        if self.file is None or size + 8 > self.SLOT:
-            return
-        descriptor, start = self.file.fileno(), i * self.SLOT
-        try:
-            disk = os.fstatvfs(descriptor)
-            room = min(self.LIMIT, disk.f_bavail * disk.f_frsize)  # at least half of a free disk is left to others
-            if os.fstat(descriptor).st_blocks * 512 + size > room:
-                return
-            if os.pwrite(descriptor, image.tobytes(), start + 8) == size:
-                # the size comes last, so that no other process reads half a photograph
-                os.pwrite(descriptor, struct.pack("II", image.height, image.width), start)
-        except OSError:
-            return
 
-    def __getstate__(self):
-        # a worker that is started, not forked, gets the same file; any other copy begins an empty one
-        started = self.file is not None and context.get_spawning_popen() is not None
-        return {"shared": reduction.DupFd(self.file.fileno()) if started else None}
-
-    def __setstate__(self, state):
-        if state["shared"] is None:
-            self.__init__()
-        else:
-            self.file = os.fdopen(state["shared"].detach(), "r+b", buffering=0)
+def _is_pair(item: object) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2
 
 
 class _Photographs(Dataset):
-    """What both kinds of set share: a subclass fills the attributes, one entry a photograph."""
+    """What both kinds of set share: a subclass finds all photographs, and `_select` fills the attributes of one split.
+    """
 
     class_names: list[str]
     labels: np.ndarray  # (N,) int64
@@ -129,20 +132,20 @@ class _Photographs(Dataset):
     parts: np.ndarray | None = None  # (N, 15, 3) float32
     boxes: np.ndarray | None = None  # (N, 4) float32
 
-    def __init__(self, split: str, seed: int, transform: Transform | None, cache: bool, **fractions: float):
+    def __init__(self, split: str, seed: int, transform: Transform | None, cache: bool, **fractions: float) -> None:
         if split not in SPLITS:
             raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
         if not 0 <= seed < 2**32:
             raise LoupeError(f"seed: found {seed}, expected a whole number from 0 to 2**32 - 1")
         for name, value in fractions.items():
             if not 0 <= value < 1:
-                raise LoupeError(f"{name}: found {value}, expected a share in [0, 1), such as 0.1")
+                raise LoupeError(f"{name}: found {value}, expected a fraction in [0, 1), such as 0.1")
         self.transform = transform
-        self._cache = _PixelFile() if cache else None
+        self._cache = PixelCache() if cache else None
 
-    def _choose(self, keep: np.ndarray, labels: np.ndarray, class_names: list[str], class_ids: Sequence,
-                classes: Sequence[str | int] | None, split: str) -> np.ndarray:
-        """Keeps labels (renumbered 0, 1, ...) and names of the chosen classes; returns the numbers of their images."""
+    def _choose(self, labels: np.ndarray, class_names: list[str], class_ids: Sequence,
+                classes: Sequence[str | int] | None) -> None:
+        """Keeps names and labels of the chosen classes, renumbered 0, 1, ...; -1 for images of the others."""
         if classes is not None:
             lookup = {key: label for keys in (class_ids, class_names) for label, key in enumerate(keys)}
             chosen: list[int] = []
@@ -155,11 +158,24 @@ class _Photographs(Dataset):
             renumber = np.full(len(class_names), -1)
             renumber[chosen] = np.arange(len(chosen))
             labels, class_names = renumber[labels], [class_names[k] for k in chosen]
-        index = np.flatnonzero(keep & (labels >= 0))
+        self.class_names, self._labels = class_names, labels
+
+    def _select(self, split: str) -> None:
+        """Fills the attributes with what belongs to a split, of all that was found."""
+        index = np.flatnonzero((self._splits == split) & (self._labels >= 0))
         if len(index) == 0:
             raise LoupeError(f"{self.root}: found no {split} images; check split, val_fraction and classes")
-        self.class_names, self.labels = class_names, labels[index]
-        return index
+        self.labels, self.image_ids = self._labels[index], self._image_ids[index]
+        self.paths = [self._paths[k] for k in index]
+        self.boxes = None if self._boxes is None else self._boxes[index]
+        self.parts = None if self._parts is None else self._parts[index]
+
+    def with_split(self, split: str, transform: Transform | None = None) -> "CUB200 | PhotoFolder":
+        """Another split of this set, as its constructor would give it; nothing is read or cut again."""
+        other = copy(self)
+        _Photographs.__init__(other, split, 0, transform, self._cache is not None)
+        other._select(split)
+        return other
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -198,7 +214,7 @@ class CUB200(_Photographs):
     Args:
         root: the folder that holds images.txt, or its parent.
         split: "train", "val" or "test".
-        val_fraction: share of each class's training images that goes to "val", in [0, 1); unless it is 0, at
+        val_fraction: fraction of each class's training images that goes to "val", in [0, 1); unless it is 0, at
             least one image of a class with two or more.
         seed: of the cut between "train" and "val", 0 or more.
         transform: photograph -> (tensor, Geometry); None leaves the photograph as it is.
@@ -212,45 +228,45 @@ class CUB200(_Photographs):
     """
 
     def __init__(self, root: str | Path, split: str = "train", val_fraction: float = 0.1, seed: int = 0,
-                 transform: Transform | None = None, classes: Sequence[str | int] | None = None, cache: bool = False):
+                 transform: Transform | None = None, classes: Sequence[str | int] | None = None,
+                 cache: bool = False) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction)
         self.root = base = find_cub(root)
         if base is None:
             raise LoupeError(f"{root}: found no images.txt here or in CUB_200_2011/, expected the layout of "
                              "CUB-200-2011; check the path, or fetch it with download_cub")
-        class_ids, class_names = _read_names(base / "classes.txt")
-        image_ids, files = _read_names(base / "images.txt")
+        class_ids, class_names = read_names(base / "classes.txt")
+        image_ids, files = read_names(base / "images.txt")
         inside = np.array([not _CLIMBS.search(file) for file in files])
-        _check_rows(base / "images.txt", inside, "a path inside of images/")
+        check_rows(base / "images.txt", inside, "a path inside of images/")
         lookup = {number: label for label, number in enumerate(class_ids)}
 
-        table = _read_table(base / "image_class_labels.txt", 2, image_ids)
+        table = read_table(base / "image_class_labels.txt", 2, image_ids)
         labels = np.array([lookup.get(number, -1) for number in table[:, 1]])
-        _check_rows(base / "image_class_labels.txt", labels >= 0, "a class id of classes.txt in column 2")
-        table = _read_table(base / "train_test_split.txt", 2, image_ids)
+        check_rows(base / "image_class_labels.txt", labels >= 0, "a class id of classes.txt in column 2")
+        table = read_table(base / "train_test_split.txt", 2, image_ids)
         known = np.isin(table[:, 1], (0, 1))
-        _check_rows(base / "train_test_split.txt", known, "0 (test) or 1 (train) in column 2")
+        check_rows(base / "train_test_split.txt", known, "0 (test) or 1 (train) in column 2")
         official = table[:, 1] == 1
 
         boxes = parts = None
         if (base / "bounding_boxes.txt").exists() or (base / "parts").is_dir():
-            boxes = _read_table(base / "bounding_boxes.txt", 5, image_ids)[:, 1:].astype(np.float32)
+            boxes = read_table(base / "bounding_boxes.txt", 5, image_ids)[:, 1:].astype(np.float32)
         if (base / "parts").is_dir():
             path = base / "parts" / "part_locs.txt"
-            table = _read_table(path, 5, image_ids.repeat(PARTS)).reshape(-1, PARTS, 5)
-            known = table[:, :, 1] == np.arange(1, PARTS + 1)
-            _check_rows(path, known.ravel(), f"the part ids 1 to {PARTS}, in order, in column 2")
+            table = read_table(path, 5, image_ids.repeat(PART_COUNT)).reshape(-1, PART_COUNT, 5)
+            known = table[:, :, 1] == np.arange(1, PART_COUNT + 1)
+            check_rows(path, known.ravel(), f"the part ids 1 to {PART_COUNT}, in order, in column 2")
             known = np.isin(table[:, :, 4], (0, 1))
-            _check_rows(path, known.ravel(), "0 (hidden) or 1 (visible) in column 5")
+            check_rows(path, known.ravel(), "0 (hidden) or 1 (visible) in column 5")
             parts = table[:, :, 2:].astype(np.float32)
 
         cut = _cut(np.where(official, labels, -1), class_names, val_fraction, seed, "val")
-        keep = {"train": official & ~cut, "val": cut, "test": ~official}[split]
-        index = self._choose(keep, labels, class_names, class_ids, classes, split)
-        self.image_ids = image_ids[index]
-        self.paths = [os.path.join(base, "images", files[k]) for k in index]  # pathlib takes 0.2 s for CUB
-        self.boxes = None if boxes is None else boxes[index]
-        self.parts = None if parts is None else parts[index]
+        self._splits = np.where(cut, "val", np.where(official, "train", "test"))
+        self._choose(labels, class_names, class_ids, classes)
+        self._image_ids, self._boxes, self._parts = image_ids, boxes, parts
+        self._paths = [os.path.join(base, "images", file) for file in files]  # pathlib takes 0.2 s for CUB
+        self._select(split)
 
     def segmentation(self, i: int) -> np.ndarray | None:
         """(H, W) bool, True on the bird: segmentations/<class>/<name>.png above 127. None where absent.
@@ -271,7 +287,7 @@ class PhotoFolder(_Photographs):
     image ids count the files from 1.
 
     Args:
-        test_fraction: share of each class that goes to "test", in [0, 1); not used where `root` is divided.
+        test_fraction: fraction of each class that goes to "test", in [0, 1); not used where `root` is divided.
         root, split, val_fraction, seed, transform, classes, cache: as in `CUB200`.
 
     Raises:
@@ -281,7 +297,7 @@ class PhotoFolder(_Photographs):
 
     def __init__(self, root: str | Path, split: str = "train", val_fraction: float = 0.1, test_fraction: float = 0.2,
                  seed: int = 0, transform: Transform | None = None, classes: Sequence[str] | None = None,
-                 cache: bool = False):
+                 cache: bool = False) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = root = Path(root)
         folders = _list_folders(root)
@@ -291,9 +307,10 @@ class PhotoFolder(_Photographs):
         files, labels, origin = [], [], []
         for part in [split for split in SPLITS if split in folders] if divided else ["."]:
             for name in _list_folders(root / part):
-                found = _list_images(root / part / name)
+                found = list_images(root / part / name)
                 if name not in class_names or (not found and part in ("train", ".")):
-                    raise LoupeError(f"{root / part / name}: found a class without training images; remove it")
+                    raise LoupeError(f"{root / part / name}: found a class without training images, "
+                                     "expected at least one; add some, or leave the class out with `classes`")
                 files += found
                 labels += [class_names.index(name)] * len(found)
                 origin += [part] * len(found)
@@ -302,9 +319,11 @@ class PhotoFolder(_Photographs):
         val = origin == "val"
         if not val.any():
             val = _cut(np.where(test, -1, labels), class_names, val_fraction, seed, "val")
-        keep = {"train": ~test & ~val, "val": val, "test": test}[split]
-        index = self._choose(keep, labels, class_names, class_names, classes, split)
-        self.image_ids, self.paths = index + 1, [str(files[k]) for k in index]
+        self._splits = np.where(test, "test", np.where(val, "val", "train"))
+        self._choose(labels, class_names, class_names, classes)
+        self._image_ids, self._boxes, self._parts = np.arange(1, len(files) + 1), None, None
+        self._paths = [str(file) for file in files]
+        self._select(split)
 
 
 def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 | PhotoFolder:
@@ -325,71 +344,6 @@ def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int,
     return chosen
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except FileNotFoundError:
-        raise LoupeError(f"{path}: found no such file, expected the CUB-200-2011 layout; {_AGAIN}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoupeError(f"{path}: found unreadable text ({error}), expected UTF-8; {_AGAIN}") from None
-    if not lines:
-        raise LoupeError(f"{path}: found an empty file, expected one entry a line; {_AGAIN}")
-    return lines
-
-
-def _read_names(path: Path) -> tuple[np.ndarray, list[str]]:
-    """A list of "<id> <name>" lines -> ids (N,) int64, names."""
-    ids, names = [], []
-    for number, line in enumerate(_read_lines(path), 1):
-        fields = line.split(maxsplit=1)
-        if len(fields) != 2 or not fields[0].isdecimal() or len(fields[0]) > 18:
-            raise _line_error(path, number, line, "an id and a name")
-        ids.append(int(fields[0]))
-        names.append(fields[1].rstrip())
-    for what, values in (("id", ids), ("name", names)):
-        if len(set(values)) < len(values):
-            seen = set()
-            number = next(k for k, value in enumerate(values, 1) if value in seen or seen.add(value))
-            raise _line_error(path, number, values[number - 1], f"each {what} once")
-    return np.array(ids), names
-
-
-def _read_table(path: Path, columns: int, ids: np.ndarray) -> np.ndarray:
-    """A table of numbers whose first column is `ids` -> (len(ids), columns) float64."""
-    lines = _read_lines(path)
-    try:
-        table = np.loadtxt(lines, ndmin=2, comments=None)
-    except ValueError:
-        table = np.empty((0, 0))
-    if table.shape != (len(lines), columns) or not (np.abs(table) < _LARGEST).all():
-        bad = (k for k, line in enumerate(lines) if not _is_row(line, columns))
-        number = next(bad, 0) + 1
-        raise _line_error(path, number, lines[number - 1], f"{columns} numbers")
-    for row in np.flatnonzero(table[: len(ids), 0] != ids[: len(lines)])[:1]:
-        raise _line_error(path, row + 1, lines[row], f"image id {ids[row]}, in step with images.txt")
-    if len(lines) != len(ids):
-        expected = f"{len(ids)}, in step with images.txt"
-        raise LoupeError(f"{path}: found {len(lines)} lines, expected {expected}; {_AGAIN}")
-    return table
-
-
-def _is_row(line: str, columns: int) -> bool:
-    try:
-        return sum(abs(float(field)) < _LARGEST for field in line.split()) == columns == len(line.split())
-    except ValueError:
-        return False
-
-
-def _check_rows(path: Path, good: np.ndarray, expected: str) -> None:
-    if not good.all():
-        number = int(np.argmin(good)) + 1
-        raise _line_error(path, number, _read_lines(path)[number - 1], expected)
-
-
-def _line_error(path: Path, number: int, found: str | int, expected: str) -> LoupeError:
-    return LoupeError(f"{path}, line {number}: found {str(found)[:60]!r}, expected {expected}; {_AGAIN}")
-
-
 def _list_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise LoupeError(f"{folder}: found no such folder, expected one folder a class in it; check the path")
@@ -399,6 +353,7 @@ def _list_folders(folder: Path) -> list[str]:
     return names
 
 
-def _list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
+    """Image files at any depth below a folder, in order; names that begin with a dot are passed over."""
     images = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     return sorted(path for path in images if not any(p[0] == "." for p in path.relative_to(folder).parts))

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import auto_augment, create_transform
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from loupe_core.augment import randaugment_of
 from loupe_core.errors import LoupeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -68,7 +68,7 @@ class EvalTransform:
     Args:
         input_size: (H, W) in px, or one number for a square.
         mean, std: per channel, for pixel values in [0, 1].
-        crop_pct: share of the resized shorter side that is kept, in (0, 1].
+        crop_pct: fraction of the resized shorter side that is kept, in (0, 1].
         interpolation: one of `INTERPOLATIONS`.
 
     Raises:
@@ -76,11 +76,11 @@ class EvalTransform:
     """
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
-                 crop_pct: float = 0.875, interpolation: str = "bicubic"):
+                 crop_pct: float = 0.875, interpolation: str = "bicubic") -> None:
         self.input_size = _check_size(input_size)
         _check_interpolation(interpolation)
         if not 0 < crop_pct <= 1:
-            raise LoupeError(f"crop_pct: found {crop_pct}, expected a share in (0, 1], such as 0.875")
+            raise LoupeError(f"crop_pct: found {crop_pct}, expected a fraction in (0, 1], such as 0.875")
         pipeline = create_transform(self.input_size, is_training=False, interpolation=interpolation, mean=mean, std=std,
                                     crop_pct=crop_pct)
         self.resize, *self.crop_and_normalise = pipeline.transforms
@@ -108,7 +108,7 @@ class TrainTransform:
 
     Args:
         input_size, mean, std, interpolation: as in `EvalTransform`.
-        scale: least and largest share of the photograph's area in the crop.
+        scale: least and largest fraction of the photograph's area in the crop.
         randaugment: timm's description, such as "rand-m9-mstd0.5" (the paper's), or None.
         fast: resize with torch's 8 bit kernels, shear and shift with 4 taps a pixel, and smooth in whole numbers, in
             place of Pillow: the same random draws and geometry in about half the time. Pixels differ from Pillow's by
@@ -122,26 +122,17 @@ class TrainTransform:
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
                  interpolation: str = "bicubic", scale: tuple[float, float] = (0.08, 1.0),
-                 randaugment: str | None = None, fast: bool = False):
+                 randaugment: str | None = None, fast: bool = False) -> None:
         self.input_size = _check_size(input_size)
         self.interpolation = _check_interpolation(interpolation)
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise LoupeError(f"scale: found {scale}, expected two shares of the area with 0 < least <= largest <= 1")
+            raise LoupeError(f"scale: found {scale}, expected two fractions of the area with 0 < least <= largest <= 1")
         self.mean, self.std, self.scale = list(mean), list(std), scale
         self.fast = fast and interpolation in ("bilinear", "bicubic")
         self.randaugment = None
         if randaugment is not None:
             grey = tuple(min(255, round(255 * value)) for value in mean)  # fills what a shear leaves empty
-            settings = dict(translate_const=int(min(self.input_size) * 0.45), img_mean=grey,
-                            interpolation=str_to_pil_interp(interpolation))
-            try:
-                self.randaugment = rand_augment_transform(randaugment, settings)
-            except (AssertionError, ValueError):
-                expected = "timm's description, such as 'rand-m9-mstd0.5'"
-                raise LoupeError(f"randaugment: found {randaugment!r}, expected {expected}") from None
-            if fast and interpolation == "bicubic":
-                for op in self.randaugment.ops:
-                    op.aug_fn = _QUICK.get(op.aug_fn, op.aug_fn)
+            self.randaugment = randaugment_of(randaugment, min(self.input_size), grey, interpolation, fast)
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
         h, w = self.input_size
@@ -168,74 +159,6 @@ class TrainTransform:
             mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
             return x.sub_(mean).div_(std), geometry
         return F.normalize(F.to_tensor(x), self.mean, self.std, inplace=True), geometry
-
-
-def _slide(image: Image.Image, shift: np.ndarray, fillcolor: tuple[int, int, int]) -> Image.Image:
-    """Each row moved to the left by its own number of pixels, `shift` (H,): Pillow's bicubic transform, quicker.
-
-    A shear and a shift along a row need 4 of the 16 pixels that Pillow weighs, and one set of weights a row. Values
-    differ by at most 1 level, where Pillow's doubles and these floats round to either side.
-    """
-    w, h = image.size
-    packed = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)  # one number a pixel: one gather for all channels
-    fill = np.frombuffer(bytes((*fillcolor, 255)), np.uint32)
-    out, column = np.empty((h, w), np.uint32), np.arange(w, dtype=np.int32)
-    for top in range(0, h, 64):  # so many rows stay in the processor's cache
-        rows = np.arange(top, min(top + 64, h))[:, None]
-        whole = np.floor(shift[rows]).astype(np.int64)
-        d = (shift[rows] - whole).astype(np.float32)
-        columns = (np.arange(-1, w + 2) + whole).clip(0, w - 1)
-        columns += w * rows
-        near = packed.take(columns).view(np.uint8).astype(np.float32)  # (rows, 4 * (w + 3))
-        x = near[:, : 4 * w] * (d * (-1 + d * (2 - d)))
-        for k, weight in enumerate((1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1)), 1):
-            x += near[:, 4 * k : 4 * (k + w)] * weight
-        x = x.clip(0, 255, out=x).astype(np.uint8).view(np.uint32)
-        into = np.floor(shift[rows] + 0.5).astype(np.int32)  # a centre falls into the pixel so many to the right
-        np.copyto(x, fill, where=(column < -into) | (column >= w - into))
-        out[top : top + 64] = x
-    return Image.frombytes("RGB", (w, h), out.data, "raw", "RGBX")
-
-
-def _shear_x(image, factor, fillcolor, **_):
-    return _slide(image, factor * (np.arange(image.height) + 0.5), fillcolor)
-
-
-def _translate_x(image, share, fillcolor, **_):
-    return _slide(image, np.full(image.height, share * image.width), fillcolor)
-
-
-def _turned(function):
-    """The same along columns."""
-    turn = Image.Transpose.TRANSPOSE
-
-    def along_columns(image, amount, **options):
-        return function(image.transpose(turn), amount, **options).transpose(turn)
-
-    return along_columns
-
-
-def _sharpness(image, factor, **_):
-    """Pillow's own values, from whole numbers: its smoothing weighs a pixel with 5 / 13, each neighbour with 1 / 13."""
-    pixels = np.asarray(image)
-    smooth = pixels.copy()  # the border stays as it is
-    for top in range(1, image.height - 1, 32):  # so many rows stay in the processor's cache
-        x = pixels[top - 1 : min(top + 33, image.height)].astype(np.uint16)
-        total = x[:-2] + x[1:-1]
-        total += x[2:]
-        total = total[:, :-2] + total[:, 1:-1] + total[:, 2:] + 4 * x[1:-1, 1:-1]
-        smooth[top : top + len(total), 1:-1] = (total + 6) // 13
-    return Image.blend(Image.fromarray(smooth), image, factor)
-
-
-# timm's functions -> quicker ones; timm draws their arguments as before
-_QUICK = {
-    auto_augment.sharpness: _sharpness,
-    auto_augment.shear_x: _shear_x,
-    auto_augment.shear_y: _turned(_shear_x),
-    auto_augment.translate_x_rel: _translate_x,
-    auto_augment.translate_y_rel: _turned(_translate_x),
-}
 
 
 def transforms_for(data_config: dict[str, Any], train: bool, **overrides: Any) -> EvalTransform | TrainTransform:

@@ -16,7 +16,7 @@ from torch import nn
 from loupe_core.errors import LoupeError
 
 NORMS = ("l1", "l2")
-REDUCTIONS = ("mean", "sum")
+NORM_REDUCTIONS = ("mean", "sum")
 
 
 class LossTerms(NamedTuple):
@@ -34,7 +34,7 @@ class LoupeLoss(nn.Module):
         lam: The paper's lambda, the weight of the sparsity term.
         norm: "l1": `|M|`; "l2": M squared, so ||M||_2^2 without the root. (The root of a mean has a slope that depends
             on all positions and is undefined at M = 0; the square penalises each position by itself, as l1 does.)
-        reduction: "mean" over the mask's positions, as in the authors' code, or "sum" over them, as the formula is
+        norm_reduction: "mean" over the mask's positions, as in the authors' code, or "sum" over them, as the formula is
             printed. Both are then averaged over the batch. With 28 x 28 positions a sum weighs 784 times a mean.
         warmup_epochs: The weight grows linearly from 0 to `lam` over so many epochs; 0 applies `lam` from the start.
         label_smoothing: Passed to the cross-entropy.
@@ -47,22 +47,23 @@ class LoupeLoss(nn.Module):
         LoupeError: An argument is out of its range.
     """
 
-    def __init__(self, lam: float = 0.05, norm: str = "l1", reduction: str = "mean", warmup_epochs: float = 0,
+    def __init__(self, lam: float = 0.05, norm: str = "l1", norm_reduction: str = "mean", warmup_epochs: float = 0,
                  label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not (math.isfinite(lam) and lam >= 0):
             raise LoupeError(f"lam={lam!r} given to LoupeLoss: expected a finite number of 0 or more")
         if norm not in NORMS:
             raise LoupeError(f"norm={norm!r} given to LoupeLoss: expected one of {', '.join(NORMS)}")
-        if reduction not in REDUCTIONS:
-            raise LoupeError(f"reduction={reduction!r} given to LoupeLoss: expected one of {', '.join(REDUCTIONS)}")
+        if norm_reduction not in NORM_REDUCTIONS:
+            raise LoupeError(f"norm_reduction={norm_reduction!r} given to LoupeLoss: expected one of "
+                             f"{', '.join(NORM_REDUCTIONS)}")
         if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
             raise LoupeError(f"warmup_epochs={warmup_epochs!r} given to LoupeLoss: expected 0 or more epochs")
         if not 0 <= label_smoothing < 1:
             raise LoupeError(f"label_smoothing={label_smoothing!r} given to LoupeLoss: expected 0 <= value < 1")
         self.lam = lam
         self.norm = norm
-        self.reduction = reduction
+        self.norm_reduction = norm_reduction
         self.warmup_epochs = warmup_epochs
         self.label_smoothing = label_smoothing
 
@@ -79,13 +80,17 @@ class LoupeLoss(nn.Module):
         """Norm of a mask `(B, 1, H, W)` for each image, without the weight: `(B,)`."""
         mask = mask.float() if mask.dtype in (torch.float16, torch.bfloat16) else mask  # 16-bit sums lose small masks
         values = mask.abs() if self.norm == "l1" else mask.square()
-        return values.flatten(1).mean(1) if self.reduction == "mean" else values.flatten(1).sum(1)
+        return values.flatten(1).mean(1) if self.norm_reduction == "mean" else values.flatten(1).sum(1)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor | Sequence[torch.Tensor],
                 epoch: float | None = None) -> LossTerms:
-        B, K = logits.shape
-        classification = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         masks = [masks] if isinstance(masks, torch.Tensor) else list(masks)
         penalties = [self.penalty(mask).mean() for mask in masks]
-        sparsity = torch.stack(penalties).mean() if penalties else torch.zeros_like(classification)
+        return self.combine(logits, labels, torch.stack(penalties).mean() if penalties else None, epoch)
+
+    def combine(self, logits: torch.Tensor, labels: torch.Tensor, sparsity: torch.Tensor | None,
+                epoch: float | None = None) -> LossTerms:
+        """The loss where the mean penalty, a scalar, is known already; None where there is no gate."""
+        classification = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        sparsity = torch.zeros_like(classification) if sparsity is None else sparsity
         return LossTerms(classification + self.lam_at(epoch) * sparsity, classification, sparsity)

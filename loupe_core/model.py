@@ -7,33 +7,46 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import re
+import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, one_line
+from loupe_core.files.checkpoint import (
+    CONFIG_NAME,
+    HUB_ID,
+    WEIGHTS_NAME,
+    at_most,
+    check_config,
+    check_folder,
+    stored_weights,
+)
 from loupe_core.gate import Gate
-from loupe_core.sites import Layout, Site, check_read, locate, one_line, put_back, to_maps
+from loupe_core.sites import Layout, Site, attach, check_read, locate, put_back, to_maps
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
 FIELDGUIDE = Path(__file__).parent / "weights" / "fieldguide_loupe"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LARGEST_SIDE = 2048  # pixels; of the images of a checkpoint from elsewhere
-# timm.create_model would open, fetch or even unpickle a file for these
-FILE_OPTIONS = {"cache_dir", "checkpoint_path", "features_only", "pretrained", "scriptable"}
 # the README.md beside shared weights, for Hugging Face's generate_model_card; `loupe train` gives it the facts
 CARD = Path(__file__).parent / "files" / "model_card.md"
+
+
+# What belongs to one forward pass, apart for each thread: `input_size`, (H, W) of its images; `model`, the LoupeModel
+# (or DataParallel's replica of it) that runs; `masks`, what its gates have made so far; `learns`, whether it was called
+# with gradients. (Not a context variable: torch.compile cannot set one within a graph.)
+_pass = threading.local()
+
+
+def _note_size(module: nn.Module, inputs: tuple) -> None:
+    """Forward pre-hook where images enter the backbone, so that a call of the backbone alone is known as well."""
+    if inputs and torch.is_tensor(inputs[0]):
+        _pass.input_size = tuple(inputs[0].shape[-2:])
 
 
 class SiteGate(Gate):
@@ -43,14 +56,24 @@ class SiteGate(Gate):
         super().__init__(site.channels, reduction, form)
         self.site = site
         self.layout = layout
-        self.input_size = input_size  # (H, W) of the images on their way through the backbone
-        self.masks: list[torch.Tensor] | None = None  # a list only while LoupeModel.forward collects
+        self.key = site.name.replace(".", "_")  # among the model's gates
+        self.input_size = input_size  # (H, W); for tokens in a thread that has seen no image, see `hook`
 
-    def hook(self, module: nn.Module, inputs: tuple, output):
-        """Called by the site's module; returns its output with the features gated, in the backbone's own layout."""
-        gated, mask = self(to_maps(output, self.layout, self.input_size))
-        if self.masks is not None:
-            self.masks.append(mask)
+    def hook(self, module: nn.Module, inputs: tuple, output: object) -> object:
+        """Called by the site's module; returns its output with the features gated, in the backbone's own layout.
+
+        Gradient checkpointing calls it again in the backward pass, on a GPU in another thread. Then no model is running
+        here and nothing is kept; the size of images only matters for tokens, and of it only the aspect ratio.
+        """
+        model = getattr(_pass, "model", None)
+        if model is not None and model.training and _pass.learns and not torch.is_grad_enabled():
+            raise LoupeError(f"gate at {self.site.name}: its stage runs without gradients in a training pass, so the "
+                             "mask would not learn from its penalty; expected gradient checkpointing of the "
+                             "non-reentrant kind: timm.layers.set_reentrant_ckpt(False)")
+        gate = self if model is None else model.gates[self.key]  # a replica's own gate has its device's weights
+        gated, mask = gate(to_maps(output, self.layout, getattr(_pass, "input_size", self.input_size)))
+        if model is not None:
+            _pass.masks[self.key] = mask
         return put_back(gated, output, self.layout)
 
 
@@ -125,26 +148,34 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         self.gates = nn.ModuleDict()
         weight = next(backbone.parameters())
         places = locate(backbone, self.sites, self.img_size) if self.sites else []
-        for place, layout in places:
-            check_read(backbone, place, layout, self.img_size)
+        check_read(backbone, places, self.img_size)
+        if places:
+            getattr(backbone, "patch_embed", backbone).register_forward_pre_hook(_note_size)
         for place, layout in places:
             gate = SiteGate(place, layout, reduction, form, self.img_size)
-            self.gates[place.name.replace(".", "_")] = gate.to(weight.device, weight.dtype)
-            backbone.get_submodule(place.module).register_forward_hook(gate.hook)
+            self.gates[gate.key] = gate.to(weight.device, weight.dtype)
+            attach(backbone, place, gate.hook)
 
-    def forward(self, x: torch.Tensor, return_mask: bool = False):
+    def forward(self, x: torch.Tensor, return_mask: bool = False) -> torch.Tensor | tuple:
         """Images `(B, 3, H, W)`, normalised with `mean` and `std` -> logits `(B, K)`.
 
         With `return_mask`: `(logits, mask)`, mask `(B, 1, h, w)`, or a list of masks where `site` was a list.
+
+        Raises:
+            LoupeError: A site's module was not called; or it runs without gradients in training, as under gradient
+                checkpointing of the reentrant kind.
         """
         B, C, H, W = x.shape
-        for gate in self.gates.values():
-            gate.input_size, gate.masks = (H, W), []
-        logits = self.backbone(x)
-        masks = []
-        for gate in self.gates.values():
-            masks.append(gate.masks[-1])
-            gate.masks = None  # gradient checkpointing calls the hook again in the backward pass
+        outer = getattr(_pass, "model", None)
+        _pass.model, _pass.masks, _pass.learns = self, {}, torch.is_grad_enabled()
+        try:
+            logits = self.backbone(x)
+            masks = [_pass.masks.get(key) for key in self.gates]
+        finally:
+            _pass.model, _pass.masks = outer, {}
+        if any(mask is None for mask in masks):
+            raise LoupeError(f"{self.backbone_name}: a gate at {', '.join(self.sites)} was not reached in this pass; "
+                             "expected each site's module to be called: choose another site")
         if not return_mask:
             return logits
         return logits, masks[0] if self.one_mask else masks
@@ -156,9 +187,10 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
     def eject(self) -> nn.Module:
         """Takes the gates out and returns the backbone, free of hooks; this model is the bare baseline afterwards."""
         for module in self.backbone.modules():
-            for key, hook in list(module._forward_hooks.items()):
-                if isinstance(getattr(hook, "__self__", None), SiteGate):
-                    del module._forward_hooks[key]
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(hooks.items()):
+                    if _is_gates(hook):
+                        del hooks[key]
         self.gates, self.sites, self.one_mask = nn.ModuleDict(), (), False
         return self.backbone
 
@@ -182,8 +214,8 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
             # where the backbone's first weights came from is a path of one machine, and no longer needed
             backbone_kwargs={k: v for k, v in self.backbone_kwargs.items() if not k.startswith("pretrained_cfg")},
         )
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_model(self, str(save_directory / WEIGHTS))
+        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_model(self, str(save_directory / WEIGHTS_NAME))
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path, **kwargs) -> LoupeModel:
@@ -203,7 +235,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         """
         folder = Path(folder_or_id)
         if folder.is_dir():
-            _check_folder(folder)
+            check_folder(folder)
         elif isinstance(folder_or_id, Path) or not HUB_ID.fullmatch(folder_or_id):
             raise LoupeError(f"no folder {folder_or_id}; expected one that save_pretrained wrote")
         try:
@@ -220,19 +252,15 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
     ) -> LoupeModel:
         """Called by `from_pretrained` with what config.json holds. Unlike the mixin's own, it never reads a pickle."""
         if not arguments.get("backbone"):
-            raise LoupeError(f"{model_id} has no {CONFIG} that names a backbone; expected what save_pretrained wrote")
-        file = Path(model_id) / WEIGHTS
+            raise LoupeError(f"{model_id} has no {CONFIG_NAME} that names a backbone; expected what save_pretrained "
+                             "wrote")
+        file = Path(model_id) / WEIGHTS_NAME
         if not file.parent.is_dir():
             options = dict(revision=revision, cache_dir=cache_dir, token=token)
             options |= dict(force_download=force_download, local_files_only=local_files_only)
-            file = hf_hub_download(model_id, WEIGHTS, **options)
-        _check_config(f"{model_id}: {CONFIG}", arguments)
-        try:
-            with safe_open(file, framework="pt") as weights:
-                room = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
-        except SafetensorError as error:
-            raise LoupeError(f"{file} is damaged or no safetensors file ({one_line(error)})") from error
-        with _at_most(room, file):
+            file = hf_hub_download(model_id, WEIGHTS_NAME, **options)
+        check_config(f"{model_id}: {CONFIG_NAME}", arguments)
+        with at_most(stored_weights(file), file):
             model = cls(**arguments | {"pretrained": False})
         try:
             load_model(model, file, strict=True)
@@ -276,7 +304,7 @@ def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
     if not hasattr(backbone, "reset_classifier") or not getattr(backbone, "pretrained_cfg", None):
         raise LoupeError(f"backbone is a {kind}; expected the name of a timm model, or a classifier from timm")
     for module in backbone.modules():
-        if any(isinstance(getattr(hook, "__self__", None), SiteGate) for hook in module._forward_hooks.values()):
+        if any(map(_is_gates, module._forward_hooks.values())):
             raise LoupeError(
                 f"this {kind} already carries a gate; expected a bare one: call eject() on its LoupeModel first, or "
                 "pass copy.deepcopy(...) of a bare backbone"
@@ -286,86 +314,6 @@ def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
     return backbone
 
 
-def _check_config(where: str, arguments: dict) -> None:
-    """Refuse what LoupeModel's own code would not write into config.json; a stranger may have written this one."""
-
-    def whole(value, top=10**9) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= top
-
-    def numbers(value) -> bool:
-        kinds = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-        return kinds and len(value) == 3 and all(abs(v) < 1e6 for v in value)
-
-    def texts(value) -> bool:
-        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-
-    def size(value) -> bool:
-        sides = value if isinstance(value, (list, tuple)) else [value]
-        return len(sides) in (1, 2) and all(whole(v, LARGEST_SIDE) for v in sides)
-
-    def modest(value) -> bool:  # timm makes lists as long as `depth` says
-        if isinstance(value, (dict, list, tuple)):
-            return len(value) < 1000 and all(map(modest, value.values() if isinstance(value, dict) else value))
-        return not isinstance(value, (int, float)) or abs(value) <= 100_000
-
-    def options(value) -> bool:
-        plain = isinstance(value, dict) and modest(value)
-        return plain and not any(k in FILE_OPTIONS or k.startswith("pretrained_") for k in value)
-
-    data = arguments.get("data_config")
-    checks = dict(
-        backbone=(lambda v: isinstance(v, (str, nn.Module)), "the name of a timm model"),
-        num_classes=(whole, "a whole number from 1"),
-        site=(lambda v: isinstance(v, str) or texts(v), "a site's name or a list of them"),
-        form=(lambda v: isinstance(v, str), "a name"),
-        reduction=(whole, "a whole number from 1"),
-        class_names=(texts, "a list of names"),
-        img_size=(size, f"one or two whole numbers of pixels up to {LARGEST_SIDE}"),
-        data_config=(lambda v: isinstance(v, dict), "an object with mean, std, ..."),
-        backbone_kwargs=(options, "an object of modest numbers, without options that lead to files"),
-        input_size=(lambda v: isinstance(v, (list, tuple)) and size(v[-2:]), f"sides up to {LARGEST_SIDE} pixels"),
-        mean=(numbers, "three numbers"),
-        std=(lambda v: numbers(v) and min(v) > 0, "three numbers above 0"),
-        crop_pct=(lambda v: isinstance(v, (int, float)) and 0.01 < v < 100, "a share such as 0.9"),
-        interpolation=(lambda v: isinstance(v, str), "a name such as bicubic"),
-    )
-    given = {k: v for k, v in arguments.items() if v is not None} | (data if isinstance(data, dict) else {})
-    for name, (good, expected) in checks.items():
-        if name in given and not good(given[name]):
-            raise LoupeError(f"{where} has {name}={repr(given[name])[:80]}; expected {expected}")
-
-
-@contextmanager
-def _at_most(room: int, file):
-    """Refuse to build a model of many more weights than `room`, before its memory is filled."""
-    taken = 0
-
-    def count(module, name, parameter):
-        nonlocal taken
-        taken += 0 if parameter is None else parameter.numel()
-        if taken > max(2 * room, 2**24):  # twice, as a head that is replaced was built before; 2**24 are 67 MB
-            raise LoupeError(
-                f"{file} holds {room:,} weights, the config.json beside it describes a model of many more; expected "
-                "both files of one model"
-            )
-
-    handle = nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _check_folder(folder: Path) -> None:
-    files = {path.name for path in folder.iterdir()}
-    if special := [name for name in (WEIGHTS, CONFIG) if name in files and not (folder / name).is_file()]:
-        raise LoupeError(f"{folder / special[0]} is no file; expected a folder that save_pretrained wrote")
-    if WEIGHTS in files:
-        return
-    pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
-    if pickles:
-        raise LoupeError(
-            f"{folder} holds {pickles[0]} but no {WEIGHTS}: pickled weights can run code and are not read; save the "
-            "model with save_pretrained"
-        )
-    raise LoupeError(f"{folder} holds no {WEIGHTS}; expected a folder that save_pretrained wrote")
+def _is_gates(hook: object) -> bool:
+    """Whether a hook of a backbone's module was put there for a gate."""
+    return hook is _note_size or isinstance(getattr(hook, "__self__", None), SiteGate)

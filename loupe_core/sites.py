@@ -7,14 +7,15 @@ one forward pass that looks at what the named modules really return. No list of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, one_line
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
         if name not in sites:
             raise LoupeError(f"site {name!r} is unknown to {kind}; expected one of {', '.join(sites)}")
     x = _pattern(backbone, input_size)
-    outputs = observe(backbone, x, {sites[name].module for name in names})
+    outputs = module_outputs(backbone, x, {sites[name].module for name in names})
     found = []
     for name in names:
         site = sites[name]
@@ -110,34 +111,38 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
     return found
 
 
-def check_read(backbone: nn.Module, site: Site, layout: Layout, input_size: tuple[int, int]) -> None:
+def check_read(backbone: nn.Module, places: Sequence[tuple[Site, Layout]], input_size: tuple[int, int]) -> None:
     """Refuses a site whose features do not reach the logits: a gate there would learn from its penalty alone.
 
-    One pass forward and back on one image, in eval mode; the backbone and its gradients stay as they were. Where no
-    gradient can be had (meta device, inference mode, half precision), nothing is refused.
+    One pass forward and back for all sites, on one image, in eval mode; the backbone and its gradients stay as they
+    were. Where no gradient can be had (meta device, inference mode, half precision), nothing is refused.
 
     Args:
-        site, layout: as `locate` gives them.
+        places: as `locate` gives them.
         input_size: (H, W) of the image, pixels.
 
     Raises:
         LoupeError: Nothing reads these features.
     """
     x = _pattern(backbone, input_size)
-    if x.is_meta or torch.is_inference_mode_enabled() or not hasattr(backbone, "get_classifier"):
+    if not places or x.is_meta or torch.is_inference_mode_enabled() or not hasattr(backbone, "get_classifier"):
         return
     if x.dtype == torch.float16:  # a gradient that is only small may round to zero
         return
     features, read = [], []
 
-    def keep(module, inputs, output):
-        features.append(to_maps(output, layout, input_size).detach().requires_grad_())
-        return put_back(features[-1].clone(), output, layout)  # the next layer may work in place
+    def keep(site, layout):
+        def hook(module, inputs, output):
+            maps = to_maps(output, layout, input_size)
+            features.append((site, maps if maps.requires_grad else maps.detach().requires_grad_()))
+            return put_back(features[-1][1].clone(), output, layout)  # the next layer may work in place
 
-    handles = [backbone.get_submodule(site.module).register_forward_hook(keep)]
-    # The heads' inputs, not the logits: timm starts some heads at zero, which stops every gradient.
-    for head in heads(backbone):
-        handles.append(head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])))
+        return hook
+
+    handles = [attach(backbone, site, keep(site, layout)) for site, layout in places]
+    # The classifiers' inputs, not the logits: timm starts some classifiers at zero, which stops every gradient.
+    for classifier in classifiers(backbone):
+        handles.append(classifier.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])))
     try:
         with eval_mode(backbone), torch.enable_grad():
             backbone(x)
@@ -148,17 +153,32 @@ def check_read(backbone: nn.Module, site: Site, layout: Layout, input_size: tupl
             handle.remove()
     if not read:
         return
-    gradients = torch.autograd.grad(total, features, allow_unused=True) if total.requires_grad else []
-    if not any(gradient is not None and gradient.any() for gradient in gradients):
-        raise LoupeError(
-            f"site {site.name!r} of {type(backbone).__name__}: the logits do not depend on the features after module "
-            f"'{site.module}' (after its last block, a ViT may read its class token alone), so a mask there would "
-            "explain nothing: choose an earlier site, or another backbone"
-        )
+    maps = [maps for _, maps in features]
+    gradients = torch.autograd.grad(total, maps, allow_unused=True) if total.requires_grad else [None] * len(maps)
+    reached = {site for (site, _), gradient in zip(features, gradients) if gradient is not None and gradient.any()}
+    for site, _ in features:
+        if site not in reached:
+            raise LoupeError(
+                f"site {site.name!r} of {type(backbone).__name__}: the logits do not depend on the features after "
+                f"module '{site.module}' (after its last block, a ViT may read its class token alone), so a mask there "
+                "would explain nothing: choose an earlier site, or another backbone"
+            )
+
+
+def attach(backbone: nn.Module, site: Site, hook: Callable) -> RemovableHandle:
+    """Registers a forward hook on the features of a site.
+
+    Where the site's module is a plain chain of blocks, the hook goes to its last block, whose output is the same:
+    timm's gradient checkpointing calls the blocks one by one and never the chain.
+    """
+    module = backbone.get_submodule(site.module)
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    return module.register_forward_hook(hook)
 
 
 @torch.no_grad()
-def observe(backbone: nn.Module, x: torch.Tensor, names: Iterable[str]) -> dict[str, object]:
+def module_outputs(backbone: nn.Module, x: torch.Tensor, names: Iterable[str]) -> dict[str, object]:
     """What the modules of these names return in `backbone(x)`, in the order in which they finish."""
     outputs, modules = {}, dict(backbone.named_modules())
 
@@ -231,7 +251,7 @@ def to_maps(output: object, layout: Layout, input_size: tuple[int, int]) -> torc
     return x[:, layout.prefix :].transpose(1, 2).unflatten(2, grid)
 
 
-def put_back(maps: torch.Tensor, output: object, layout: Layout):
+def put_back(maps: torch.Tensor, output: object, layout: Layout) -> object:
     """The way back: a module's output with `maps` `(B, C, H, W)` in place of its features, in the layout they had."""
     if layout.fmt == "NCHW":
         features = maps
@@ -245,7 +265,7 @@ def put_back(maps: torch.Tensor, output: object, layout: Layout):
     return type(output)([*output[: layout.item], features, *output[layout.item + 1 :]])
 
 
-def heads(backbone: nn.Module) -> list[nn.Module]:
+def classifiers(backbone: nn.Module) -> list[nn.Module]:
     """The classifiers of a timm backbone: one, or one for each class token of a distilled or two-scale model."""
     found = backbone.get_classifier()
     return list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
@@ -272,14 +292,8 @@ def check_images(images: object) -> None:
         raise LoupeError(f"images: found {found}, expected a tensor (B, 3, H, W) of one image or more")
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """An error's first line, cut to `limit` characters; its class where it has no text."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:limit].rstrip(" .:") if lines else type(error).__name__
-
-
 @contextmanager
-def eval_mode(model: nn.Module):
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; afterwards each module has its own mode again (a frozen BatchNorm stays in eval mode)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -319,7 +333,7 @@ def _reference(backbone: nn.Module, x: torch.Tensor, site: Site) -> torch.Tensor
 def _find_by_value(backbone: nn.Module, x: torch.Tensor, site: Site) -> tuple[Site, Layout]:
     """For a `feature_info` that names no module that is called: the first module that returns these very features."""
     reference, input_size = _reference(backbone, x, site), tuple(x.shape[-2:])
-    outputs = {} if reference is None else observe(backbone, x, [n for n, _ in backbone.named_modules() if n])
+    outputs = {} if reference is None else module_outputs(backbone, x, [n for n, _ in backbone.named_modules() if n])
     for name, output in outputs.items():
         layout = find_layout(backbone, output, site, input_size)
         if layout:
@@ -337,7 +351,7 @@ def _check_reading_order(backbone: nn.Module, x: torch.Tensor, site: Site, maps:
     reference = None if x.is_meta else _reference(backbone, x, site)
     if reference is None or reference.shape != maps.shape:
         return
-    here, there = maps[0].flatten(1).norm(dim=0), reference[0].flatten(1).norm(dim=0)  # one number a token
+    here, there = maps[0].flatten(1).norm(dim=0), reference[0].flatten(1).norm(dim=0)  # one number per token
     if not torch.allclose(here, there, rtol=1e-3) and torch.allclose(here.sort()[0], there.sort()[0], rtol=1e-3):
         raise LoupeError(
             f"site {site.name!r} of {type(backbone).__name__}: its tokens do not lie row by row, so a mask over them "

@@ -520,7 +520,7 @@ def sound_run() -> tuple[Path, Path]:
 def resumed(out: Path, photographs: Path, resume=True) -> list[dict]:
     torch.manual_seed(0)
     data = PhotoFolder(photographs, test_fraction=0, val_fraction=0, transform=transforms_for(CONFIG, train=False))
-    return Trainer(LoupeModel(**SETTINGS), data, recipe=RECIPE, out_dir=out, progress=False).fit(resume=resume)
+    return Trainer(LoupeModel(**SETTINGS), RECIPE, out, progress=False).fit(data, resume=resume)
 
 
 def state(name, change, outcome="refused"):

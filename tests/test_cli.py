@@ -1,9 +1,11 @@
 """The command line from end to end on a handful of drawn birds, and its one line for wrong input."""
 
+import dataclasses
 import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import time
 
@@ -14,9 +16,12 @@ from helpers import drawn_here
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from loupe_core.cli import main
+from loupe_core import LoupeModel, Recipe, mask_to_original, open_image, overlay, transforms_for
+from loupe_core.cli import main, parser
 from loupe_core.datasets import open_set
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.commands import METHODS
+from loupe_lab.evidence import explain
 
 SMALL = ["--recipe", "small", "--epochs", "1", "--batch-size", "8", "--precision", "no"]
 
@@ -124,6 +129,7 @@ def test_evaluate_never_sees_an_image_that_another_training_seed_has_trained_on(
     def recording(root, split="train", **options):
         data = open_set(root, split, **options)
         opened[split] = set(data.paths)
+        opened["val"] = set(data.with_split("val").paths)
         return data
 
     monkeypatch.setattr(cli, "open_set", recording)
@@ -223,7 +229,145 @@ def test_another_data_set_than_trained_on(capsys, checkpoint, tmp_path):
 
 
 def test_wrong_recipe_value(capsys, birds, tmp_path):
-    refused(capsys, "train", birds, "--out", tmp_path, "--optimizer", "sgd", says="optimizer='sgd'.*lion, adamw")
+    refused(capsys, "train", birds, "--out", tmp_path, "--optimizer", "sgd", says="optimizer.*'sgd'.*'lion', 'adamw'")
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--lr-min", "1"], "lr_min=1.0; expected at most lr, which is 1e-05"),
+    (["--weight-decay", "-1"], "weight_decay=-1.0; expected a finite number of 0 or more"),
+    (["--min-delta", "nan"], "min_delta=nan; expected a finite number of 0 or more"),
+    (["--seed", "-1"], "seed=-1; expected a whole number of 0 or more and below 4294967296"),
+    (["--epochs", "0"], "epochs=0; expected a whole number of 1 or more"),
+    (["--label-smoothing", "1"], "label_smoothing=1.0; expected a finite number of 0 or more and below 1"),
+    (["--crop-min", "1.5"], "crop_min=1.5; expected a finite number above 0 and of at most 1"),
+    (["--workers", "-2"], "workers=-2; expected a whole number of -1 or more"),
+    (["--lr", "fast"], "--lr: invalid float value: 'fast'; `loupe train --help`"),
+    (["--freeze-batchnorm", "False"], "unrecognized arguments: False"),
+    (["--reduction", "0"], "reduction=0 given to the Loupe: expected a whole number of 1 or more"),
+])
+def test_every_number_of_a_training_is_checked_in_one_line(capsys, birds, tmp_path, words, says):
+    refused(capsys, "train", birds, "--out", tmp_path / "o", *words, says=re.escape(says))
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("words, says", [
+    (["evaluate", "{birds}", "--checkpoint", "{checkpoint}", "--batch-size", "0"], "batch_size=0; expected a whole"),
+    (["evaluate", "{birds}", "--checkpoint", "{checkpoint}", "--precision", "fp8"], "precision='fp8'; expected one of"),
+    (["audit", "{birds}", "--checkpoint", "{checkpoint}", "--images", "0"], "--images 0: expected 1 or more"),
+    (["audit", "{birds}", "--checkpoint", "{checkpoint}", "--seed", "-1"], "--seed -1: expected a whole number"),
+    (["audit", "{birds}"], "found no --checkpoint; expected: loupe audit FOLDER --checkpoint"),
+    (["fieldguide"], "found no --out"),
+    (["fieldguide", "--out", "{new}", "--groups", "0"], "groups"),
+    (["fieldguide", "--out", "{new}", "--train", "0"], "train"),
+    (["fieldguide", "--out", "{new}", "--size", "3"], "size"),
+    (["fieldguide", "--out", "{new}", "--weather", "nan"], "weather"),
+    (["fieldguide", "--out", "{new}", "--seed", "-1"], "seed"),
+])
+def test_every_number_of_the_other_commands_is_checked_in_one_line(capsys, birds, checkpoint, tmp_path, words, says):
+    places = dict(birds=birds, checkpoint=checkpoint, new=tmp_path / "new")
+    refused(capsys, *(word.format(**places) for word in words), says=re.escape(says))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipes_options_come_from_the_recipe():
+    train = parser().parse_args(["train", "x", "--freeze-batchnorm", "--backbone-lr", "0.5"])
+    assert train.freeze_batchnorm is True and train.backbone_lr_factor == 0.5  # an old spelling, as a prefix
+    assert parser().parse_args(["train", "x", "--no-freeze-batchnorm"]).freeze_batchnorm is False
+    for f in dataclasses.fields(Recipe):
+        words = [] if f.type is bool else [str(f.default)]
+        found = getattr(parser().parse_args(["train", "x", "--" + f.name.replace("_", "-"), *words]), f.name)
+        assert type(found) is f.type and (f.type is bool or found == f.default)
+
+
+def test_help_names_the_paper_only_where_it_speaks(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for value in ("lion", "1e-5", "0.02", "0.05", "l1", "stage2", "multiply"):
+        assert f"the paper: {value}" in text
+    assert text.count("the paper: ") == 8  # and the backbone
+    assert "processes that read images; -1: up to 8 with a GPU, none on a CPU; default: -1" in text
+
+
+def test_old_spellings_still_work(birds, checkpoint, tmp_path, capsys):
+    assert main(["audit", str(checkpoint), "--data", str(birds), "--images", "4"]) == 0
+    old = capsys.readouterr().out
+    assert main(["audit", str(birds), "--checkpoint", str(checkpoint), "--images", "4"]) == 0
+    assert capsys.readouterr().out == old and "4 test images of 8" in old
+    photograph = next((birds / "images").rglob("*.png"))
+    for name, option in (("a.png", "--out"), ("b.png", "--output")):
+        assert main(["explain", str(photograph), "--checkpoint", str(checkpoint), option, str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_explain_draws_every_method_for_any_class(birds, checkpoint, tmp_path, capsys):
+    assert METHODS == tuple(explain.METHODS)
+    photograph = next((birds / "images").rglob("*.png"))
+    names = LoupeModel.from_pretrained(checkpoint).class_names
+
+    def drawn(*words) -> bytes:
+        command = ["explain", photograph, "--checkpoint", checkpoint, "--out", tmp_path / "o.png", *words]
+        assert main([str(word) for word in command]) == 0
+        return (tmp_path / "o.png").read_bytes()
+
+    pictures = {method: drawn("--method", method) for method in METHODS}
+    assert len(set(pictures.values())) == len(METHODS)
+    assert drawn("--method", "grad_cam", "--class", names[2]) == drawn("--method", "grad_cam", "--class", "2")
+    assert len({drawn("--method", "grad_cam", "--class", str(k)) for k in range(4)}) > 1
+    assert drawn("--method", "grad_cam", "--site", "stage2") != pictures["grad_cam"]
+    capsys.readouterr()
+    for words, says in ((["--class", "0"], "the mask is the same for every class"),
+                        (["--method", "grad_cam", "--class", "4"], "--class 4: unknown .* from 0 to 3, or a name such"),
+                        (["--method", "grad_cam", "--class", "robin"], "--class robin: unknown"),
+                        (["--site", "stage3"], "found no gate for site='stage3'.* expected site= one of stage2")):
+        refused(capsys, "explain", photograph, "--checkpoint", checkpoint, *words, says=says)
+
+
+def test_explain_draws_a_folder_and_names_what_it_could_not(birds, checkpoint, tmp_path, capsys):
+    photographs = sorted((birds / "images").rglob("*.png"))[:2]
+    folder = tmp_path / "some photographs"
+    (folder / "below").mkdir(parents=True)
+    shutil.copy(photographs[0], folder / "one.png")
+    shutil.copy(photographs[1], folder / "below" / "two.png")
+    command = ["explain", folder, "--checkpoint", checkpoint, "--out", tmp_path / "seen"]
+    assert main([str(word) for word in command]) == 0
+    assert sorted(p.relative_to(tmp_path / "seen").as_posix() for p in (tmp_path / "seen").rglob("*.png")) == [
+        "below/two.png.png", "one.png.png"]
+    assert capsys.readouterr().out.count("Mask over a photograph") == 2
+    (folder / "broken.jpg").write_bytes(b"no photograph")
+    code = main([str(word) for word in command])
+    said = capsys.readouterr()
+    assert code == 2 and said.out.count("Mask over a photograph") == 2
+    assert "broken.jpg" in said.err.splitlines()[0] and "1 of 3 photographs" in said.err.splitlines()[1]
+    (tmp_path / "none").mkdir()
+    refused(capsys, "explain", tmp_path / "none", "--checkpoint", checkpoint, says="found no photograph")
+
+
+def test_explain_cuts_what_swin_has_padded(birds, tmp_path):
+    """Stage 4 of swin_micro at 112 px has 4 x 4 cells of 32 px: 128 px, so that the last cells reach beyond."""
+    torch.manual_seed(0)
+    model = LoupeModel("swin_micro", num_classes=4, site="stage4")
+    model.save_pretrained(tmp_path / "model")
+    photograph = next((birds / "images").rglob("*.png"))
+    command = ["explain", photograph, "--checkpoint", tmp_path / "model", "--out", tmp_path / "o.png", "--alpha", "1"]
+    assert main([str(word) for word in command]) == 0
+    image = open_image(photograph)
+    x, geometry = transforms_for(model.data_config, train=False)(image)
+    expected = mask_to_original(explain.explain(model, x[None], "mask")[0], geometry)
+    assert (np.asarray(Image.open(tmp_path / "o.png")) == overlay(image, expected, 1)).all()
+    uncut = mask_to_original(model.eval()(x[None], return_mask=True)[1][0, 0].detach(), geometry)
+    assert np.nanmax(np.abs(uncut - expected)) > 1e-4
+
+
+def test_without_the_lab_installed_the_core_has_its_own_commands(monkeypatch):
+    monkeypatch.setattr("loupe_core.cli.entry_points", lambda group: [])
+    commands = parser()._subparsers._group_actions[0].choices
+    assert list(commands) == ["train", "evaluate", "export"]
+
+
+def test_the_core_does_not_import_the_lab():
+    code = "import sys, loupe_core.cli; sys.exit(any(name.split('.')[0] == 'loupe_lab' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_explain_needs_a_photograph_a_mask_and_an_image_name(capsys, birds, checkpoint, tmp_path):
@@ -238,6 +382,4 @@ def test_explain_needs_a_photograph_a_mask_and_an_image_name(capsys, birds, chec
 
 
 def test_unknown_option_exits_with_two(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--nonsense"])
-    assert caught.value.code == 2
+    refused(capsys, "train", "--nonsense", says="the following arguments are required: data|unrecognized")

@@ -19,10 +19,11 @@ from loupe_core.cli import main
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError
 from loupe_core.files import download
+from loupe_core.files.checkpoint import check_config
 from loupe_core.files.download import Archive, download_cub
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
-from loupe_core.model import LoupeModel, _check_config
+from loupe_core.model import LoupeModel
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, GIGABYTES = 10, 2
@@ -281,7 +282,7 @@ FIELDS = "num_classes site form reduction class_names img_size data_config backb
 @QUICK
 @given(field=st.sampled_from(FIELDS), value=JSON)
 def test_any_value_in_config_json_is_taken_or_refused_in_one_line(field, value, tmp_path):
-    refused_or(lambda: _check_config("config.json", {"backbone": "test_vit", field: value}))
+    refused_or(lambda: check_config("config.json", {"backbone": "test_vit", field: value}))
     folder = tmp_path / "best"
     shutil.copytree(sound_checkpoint(), folder, dirs_exist_ok=True)
     config = json.loads((sound_checkpoint() / "config.json").read_text()) | {field: value}
@@ -294,7 +295,8 @@ def test_any_value_in_config_json_is_taken_or_refused_in_one_line(field, value, 
 
 def test_no_file_of_the_project_reads_a_pickle():
     """torch.load only with weights_only=True; no pickle, marshal or numpy object arrays."""
-    files = [path for folder in ("loupe_core", "loupe_lab", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    folders = ("loupe_core", "loupe_lab", "scripts", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 30
     for path in files:
         text = path.read_text()

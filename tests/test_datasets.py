@@ -3,6 +3,8 @@ import shutil
 import struct
 import time
 import zlib
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,7 +289,7 @@ def test_a_broken_list_is_told_in_one_line_with_file_and_line(make_cub, name):
 WRONG = {
     "no such folder": (dict(root="nowhere"), "nowhere: found no images.txt here or in CUB_200_2011/"),
     "split": (dict(split="validation"), "split: found 'validation', expected one of train, val, test"),
-    "val_fraction": (dict(val_fraction=1.0), "val_fraction: found 1.0, expected a share in [0, 1)"),
+    "val_fraction": (dict(val_fraction=1.0), "val_fraction: found 1.0, expected a fraction in [0, 1)"),
     "seed": (dict(seed=-1), "seed: found -1, expected a whole number"),
     "class": (dict(classes=["Dodo"]), "classes: found 'Dodo', expected each once, of 001.Bird_1"),
     "class twice": (dict(classes=["001.Bird_1", 1]), "classes: found a second 1, expected each once"),
@@ -574,3 +576,26 @@ def test_every_real_photograph_is_read_and_holds_its_annotations(real_cub):
         assert sample.image.mode == "RGB" and 0 <= x < x + w <= width + 1 and 0 <= y < y + h <= height + 1
         seen = sample.parts[sample.parts[:, 2] == 1]
         assert (seen[:, 0] <= width).all() and (seen[:, 1] <= height).all()
+
+
+@pytest.mark.parametrize("kind", ["cub", "folder"])
+def test_another_split_of_a_set_is_what_its_constructor_gives_and_reads_nothing(kind, make_cub, tmp_path, monkeypatch):
+    if kind == "cub":
+        make = partial(CUB200, make_cub(), val_fraction=0.3, seed=5, classes=["003.Bird_3", "001.Bird_1"])
+    else:
+        for name in ("a", "b"):
+            (tmp_path / "own" / name).mkdir(parents=True)
+            for k in range(12):
+                (tmp_path / "own" / name / f"{k}.png").write_bytes(b"")
+        make = partial(PhotoFolder, tmp_path / "own", val_fraction=0.3, seed=5)
+    direct = {split: make(split) for split in ("train", "val", "test")}
+    monkeypatch.setattr(Path, "read_text", None)
+    monkeypatch.setattr(Path, "iterdir", None)
+    for split, expected in direct.items():
+        found = direct["test"].with_split(split, transform=len)
+        assert found.paths == expected.paths and found.class_names == expected.class_names
+        assert found.transform is len and expected.transform is None
+        for name in ("labels", "image_ids", "parts", "boxes"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    with pytest.raises(LoupeError, match="split: found 'all'"):
+        direct["train"].with_split("all")

@@ -14,6 +14,7 @@ from loupe_lab.birds.fieldguide import (
     PART_OF,
     SPECIES,
     draw,
+    fieldguide_set,
     species_of,
     write_fieldguide,
 )
@@ -137,8 +138,21 @@ def test_an_existing_set_is_kept_and_a_different_one_refused(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
     write_fieldguide(root, species_of(1), train=1, test=1)
     assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
-    with pytest.raises(LoupeError, match="holds something else"):
+    with pytest.raises(LoupeError, match="holds something else.*: give another folder$"):
         write_fieldguide(root, species_of(1), train=2, test=1)
+    assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
+
+
+def test_a_folder_that_appears_during_drawing_is_not_replaced(tmp_path, monkeypatch):
+    def save(self, file, **kwargs):
+        (tmp_path / "birds").mkdir(exist_ok=True)
+        (tmp_path / "birds" / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(LoupeError, match="holds something else"):
+        write_fieldguide(tmp_path / "birds", species_of(1), train=1, test=0)
+    assert (tmp_path / "birds" / "notes.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["birds"]
 
 
 def test_an_interrupted_set_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
@@ -153,7 +167,7 @@ def test_an_interrupted_set_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", failing)
     with pytest.raises(OSError):
         write_fieldguide(tmp_path / "birds", species_of(1), train=2, test=1)
-    assert not (tmp_path / "birds").exists()
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert len(CUB200(write_fieldguide(tmp_path / "birds", species_of(1), train=2, test=1), "test")) == 4
 
@@ -170,9 +184,47 @@ def test_a_size_or_area_out_of_range_is_named(wrong):
         draw(SPECIES[0].attributes, 0, **wrong)
 
 
+@pytest.mark.parametrize("name, values", {
+    "train": (0, -1, True, 2.0, "2", None), "test": (-1, False, 1.5), "size": (15, 32.0, float("nan")),
+    "seed": (-1, 0.0, None), "workers": (-1, 1.0), "weather": (-0.1, 1.1, float("nan"), float("inf"), True, "1", None),
+}.items())
+def test_a_setting_out_of_its_range_is_named_in_one_line_and_nothing_is_written(tmp_path, name, values):
+    for value in values:
+        writers = [write_fieldguide] + [fieldguide_set] * (name in ("train", "test", "size"))
+        for write in writers:
+            with pytest.raises(LoupeError, match=f"^fieldguide: found {name}={value!r}, expected ") as caught:
+                write(tmp_path / "birds", species_of(1), **{name: value})
+            assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("species, found", [((), "none"), (["Marrel"], "'Marrel'")])
+def test_a_set_needs_species(tmp_path, species, found):
+    for write in (write_fieldguide, fieldguide_set):
+        with pytest.raises(LoupeError, match=f"^fieldguide: found {found} in species, expected one or more of SPECIES"):
+            write(tmp_path / "birds", species)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_settings_give_a_set(tmp_path):
+    root = write_fieldguide(tmp_path / "birds", SPECIES[:1], train=1, test=0, size=16, seed=0, weather=0)
+    assert [Image.open(path).size for path in root.glob("images/*/*.png")] == [(16, 16)]
+
+
 def test_unknown_groups_are_named():
     with pytest.raises(LoupeError, match="no group named 'Dodo'"):
         species_of(["Marrel", "Dodo"])
+
+
+@pytest.mark.parametrize("wrong", [0, 13, -1, True, 2.0, "Marrel", [], None])
+def test_a_number_of_groups_out_of_range_is_named(wrong):
+    with pytest.raises(LoupeError, match=r"^species_of: found groups=.*, expected a whole number from 1 to 12, or"):
+        species_of(wrong)
+
+
+def test_any_number_of_groups_from_one_to_twelve_gives_four_species_each():
+    assert [len(species_of(k)) for k in range(1, 13)] == [4 * k for k in range(1, 13)]
+    assert species_of(12) == SPECIES and {s.group for s in species_of(["Dunnel", "Marrel"])} == {"Dunnel", "Marrel"}
 
 
 def test_drawing_is_fast_enough():

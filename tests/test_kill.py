@@ -23,7 +23,7 @@ from test_trainer import RECIPE, TRAIN, VAL, tiny_model
 
 from loupe_core import Recipe, Trainer
 from loupe_core.cli import main
-from loupe_core.trainer import Stopped
+from loupe_core.files.signals import Stopped
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 
 KILLS, SEED = int(os.environ.get("LOUPE_KILLS", 20)), int(os.environ.get("LOUPE_KILL_SEED", 0))
@@ -42,10 +42,10 @@ def child(folder: str, die_at: int | None, connection) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), folder, progress=False)
+    trainer = Trainer(tiny_model(), Recipe(**RECIPE), folder, progress=False)
     real = trainer._train_epoch
     trainer._train_epoch = lambda *args: (connection.send("begun"), real(*args))[1]
-    trainer.fit(resume=True)
+    trainer.fit(TRAIN, VAL, resume=True)
     connection.send((digest(trainer.model), seen[0]))
 
 
@@ -109,7 +109,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_uninterrupted_on
             killed += code != 0
         assert last[0] == of_weights, moment
         assert rows_of(out) == rows_of(folder)
-        assert sorted(p.name for p in out.iterdir() if p.suffix not in (".unfinished", ".old")) == [
+        assert sorted(p.name for p in out.iterdir() if not p.name.startswith(("unfinished-", "old-"))) == [
             "best", "log.jsonl", "recipe.json", "states"]
         assert best_of(out) == best_of(folder)
         done += 1
@@ -121,21 +121,21 @@ def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_pa
     before = signal.getsignal(number)
     real = Trainer._keep
 
-    def signalled(self, plain, epoch, better):
+    def signalled(self, plain, schedule, epoch, better):
         if epoch == 2:
             os.kill(os.getpid(), number)
-        real(self, plain, epoch, better)
+        real(self, plain, schedule, epoch, better)
 
     monkeypatch.setattr(Trainer, "_keep", signalled)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the children
-    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), tmp_path, progress=False)
+    trainer = Trainer(tiny_model(), Recipe(**RECIPE), tmp_path, progress=False)
     with pytest.raises(Stopped, match=f"stopped by {number.name} after 2 epochs; 2 complete epochs are kept") as caught:
-        trainer.fit()
+        trainer.fit(TRAIN, VAL)
     assert caught.value.signal == number and signal.getsignal(number) is before
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["epoch-0001", "epoch-0002"]
     monkeypatch.undo()
-    trainer.fit(resume=True)  # the same Trainer may go on
+    trainer.fit(TRAIN, VAL, resume=True)  # the same Trainer may go on
     torch.set_num_threads(threads)
     assert digest(trainer.model) == whole[0]
 
@@ -181,7 +181,7 @@ from test_kill import digest
 from test_trainer import RECIPE, TRAIN, VAL, Recipe, Trainer, tiny_model
 
 torch.set_num_threads(1)
-trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), OUT, progress=False)
+trainer = Trainer(tiny_model(), Recipe(**RECIPE), OUT, progress=False)
 real = trainer._train_epoch
 
 def mortal(epoch, *rest):
@@ -191,7 +191,7 @@ def mortal(epoch, *rest):
     return real(epoch, *rest)
 
 trainer._train_epoch = mortal
-trainer.fit(resume=True)
+trainer.fit(TRAIN, VAL, resume=True)
 print(digest(trainer.model))
 """
     cells = [nbformat.v4.new_code_cell('OUT, DIES_IN = "", -1', metadata=dict(tags=["parameters"])),

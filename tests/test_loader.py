@@ -17,8 +17,8 @@ from benchmarks import loader
 from benchmarks.common import ratio
 from benchmarks.memory import peak_memory
 from loupe_core import PhotoFolder, TrainTransform, collate
-from loupe_core.datasets import _PixelFile
-from loupe_core.geometry import _QUICK
+from loupe_core.augment import _QUICK
+from loupe_core.files.pixel_cache import PixelCache
 
 CONFIG = dict(mean=loader.MEAN, std=loader.STD)
 
@@ -57,16 +57,16 @@ def test_workers_share_one_file_however_they_are_started(photographs, start, wor
 
 def test_no_more_is_kept_than_the_limit_and_the_rest_is_decoded(photographs, monkeypatch):
     expected = pixels(open_all(photographs))
-    monkeypatch.setattr(_PixelFile, "LIMIT", 3 * 600_000)
+    monkeypatch.setattr(PixelCache, "LIMIT", 3 * 600_000)
     dataset = open_all(photographs)
     for _ in range(2):
         assert all(map(np.array_equal, pixels(dataset), expected))
     kept = [dataset._cache.read(i) is not None for i in range(len(dataset))]
-    assert 1 <= sum(kept) <= 4 and bytes_kept(dataset) <= _PixelFile.LIMIT
+    assert 1 <= sum(kept) <= 4 and bytes_kept(dataset) <= PixelCache.LIMIT
 
 
 def test_a_photograph_larger_than_its_place_is_decoded(photographs, monkeypatch):
-    monkeypatch.setattr(_PixelFile, "SLOT", 2**12)
+    monkeypatch.setattr(PixelCache, "SLOT", 2**12)
     dataset = open_all(photographs)
     assert all(map(np.array_equal, pixels(dataset), pixels(dataset))) and bytes_kept(dataset) == 0
 

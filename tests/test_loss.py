@@ -53,7 +53,7 @@ def test_the_default_is_the_papers_l1_mean_at_005():
 def test_several_masks_are_averaged_so_a_repeated_mask_changes_nothing():
     logits, labels, mask = batch()
     other = torch.rand(4, 1, 2, 2, dtype=torch.float64)
-    loss = LoupeLoss(reduction="sum")
+    loss = LoupeLoss(norm_reduction="sum")
     one, two = loss(logits, labels, mask).sparsity, loss(logits, labels, other).sparsity
     assert torch.equal(loss(logits, labels, [mask, mask]).sparsity, one)
     torch.testing.assert_close(loss(logits, labels, [mask, other]).sparsity, (one + two) / 2)
@@ -98,7 +98,7 @@ def test_the_sparsity_gradient_is_spread_evenly_over_images_and_positions(norm, 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_gradients_agree_with_finite_differences(norm):
     logits, labels, mask = batch()
-    loss = LoupeLoss(lam=0.3, norm=norm, reduction="sum", label_smoothing=0.1)
+    loss = LoupeLoss(lam=0.3, norm=norm, norm_reduction="sum", label_smoothing=0.1)
     inputs = (logits.requires_grad_(), mask.requires_grad_())
     assert torch.autograd.gradcheck(lambda z, m: tuple(loss(z, labels, m)), inputs)
 
@@ -107,7 +107,7 @@ def test_a_bf16_mask_is_summed_in_float32():
     logits, labels, _ = batch(dtype=torch.float32)
     mask = torch.full((4, 1, 28, 28), 0.002).to(torch.bfloat16)
     value = mask[0, 0, 0, 0].item()
-    sparsity = LoupeLoss(reduction="sum")(logits, labels, mask).sparsity
+    sparsity = LoupeLoss(norm_reduction="sum")(logits, labels, mask).sparsity
     assert sparsity.dtype == torch.float32
     assert sparsity.item() == pytest.approx(784 * value, rel=1e-5)  # bf16 itself has steps of 0.4 %
 
@@ -118,7 +118,7 @@ def test_a_bf16_mask_is_summed_in_float32():
         dict(lam=-0.1),
         dict(lam=float("nan")),
         dict(norm="l3"),
-        dict(reduction="max"),
+        dict(norm_reduction="max"),
         dict(warmup_epochs=-1),
         dict(label_smoothing=1.0),
     ],

@@ -636,3 +636,118 @@ def test_the_loupe_that_travels_with_the_package_names_new_birds():
         logits, mask = model(x, return_mask=True)
     assert (logits.argmax(1) == torch.arange(len(SPECIES))).float().mean() > 0.8  # 1/48 by chance
     assert mask.shape == (48, 1, 14, 14) and mask.std((1, 2, 3)).min() > 0.01
+
+
+# --- what belongs to one forward pass stays in it -----------------------------------------------------------------
+
+
+def test_threads_on_one_model_get_the_masks_of_their_own_images():
+    """Sides differ too, so that a thread that took the other's size would fail or answer wrongly."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.manual_seed(0)
+    model = LoupeModel("vit_tiny_patch16_224", num_classes=3, pretrained=False, site=["stage1", "stage2"],
+                       backbone_kwargs=dict(dynamic_img_size=True)).eval()
+    images = [torch.randn(1 + k % 2, 3, *((64, 128) if k % 3 else (96, 32))) for k in range(6)]
+    ask = torch.no_grad()(lambda x: model(x, return_mask=True))
+    alone = [ask(x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, images * 20))
+    for k, (logits, masks) in enumerate(together):
+        expected, own = alone[k % 6]
+        torch.testing.assert_close(logits, expected)
+        for mask, its in zip(masks, own):
+            assert mask.shape == its.shape
+            torch.testing.assert_close(mask, its)
+
+
+def replica_of(model: torch.nn.Module) -> torch.nn.Module:
+    """What DataParallel runs in another thread on another card: a copy whose parameters are plain tensors."""
+    modules = list(model.modules())
+    number = {module: i for i, module in enumerate(modules)}
+    copies = [module._replicate_for_data_parallel() for module in modules]
+    for module, copy_ in zip(modules, copies):
+        for name, child in module._modules.items():
+            copy_._modules[name] = None if child is None else copies[number[child]]
+        for name, p in module._parameters.items():
+            setattr(copy_, name, None if p is None else p.detach().clone())
+    return copies[0]
+
+
+def test_a_replica_uses_its_own_gate():
+    torch.manual_seed(0)
+    model = LoupeModel("swin_micro", num_classes=3, pretrained=False).eval()
+    x = torch.randn(2, 3, 112, 112)
+    replica = replica_of(model)
+    with torch.no_grad():
+        for mine, own in zip(model(x, return_mask=True), replica(x, return_mask=True)):
+            torch.testing.assert_close(mine, own)
+        gate = replica.gates["stage2"].loupe.conv1x1
+        gate.weight.zero_(), gate.bias.zero_()  # as weights on another card differ: in place, of the copy alone
+        assert (replica(x, return_mask=True)[1] == 0.5).all()
+        assert not (model(x, return_mask=True)[1] == 0.5).any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "efficientnet_lite0", "swin_micro",
+                                  "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("site", ["stage2", ["stage1", "stage2"]])
+def test_gradient_checkpointing_changes_no_logit_mask_or_gradient(name, site):
+    def step(checkpointing: bool):
+        torch.manual_seed(0)
+        side = 112 if name == "swin_micro" else 64
+        kwargs = dict(dynamic_img_size=True) if name.startswith("vit") else {}
+        model = LoupeModel(name, num_classes=3, pretrained=False, site=site, backbone_kwargs=kwargs)
+        model.backbone.set_grad_checkpointing(checkpointing)
+        x = torch.randn(2, 3, side, side)
+        logits, masks = model.train()(x, return_mask=True)
+        masks = [masks] if isinstance(site, str) else masks
+        (logits.square().sum() + sum(mask.sum() for mask in masks)).backward()
+        return [logits, *masks, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    plain, checkpointed = step(False), step(True)
+    assert len(plain) == len(checkpointed)
+    for a, b in zip(plain, checkpointed):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_reentrant_checkpointing_is_refused_in_training_and_runs_in_evaluation():
+    import timm.layers
+
+    model = LoupeModel("resnet18", num_classes=3, pretrained=False)
+    model.backbone.set_grad_checkpointing()
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    timm.layers.set_reentrant_ckpt(True)
+    try:
+        with pytest.raises(LoupeError, match="stage2.*without gradients.*set_reentrant_ckpt.False"):
+            model.train()(x, return_mask=True)
+        assert model.eval()(x, return_mask=True)[1].shape == (2, 1, 8, 8)
+    finally:
+        timm.layers.set_reentrant_ckpt(False)
+    assert model.train()(x, return_mask=True)[1].requires_grad
+
+
+def test_the_backbone_alone_may_be_called_with_another_size():
+    torch.manual_seed(0)
+    model = LoupeModel("vit_tiny_patch16_224", num_classes=3, pretrained=False,
+                       backbone_kwargs=dict(dynamic_img_size=True)).eval()
+    wide = torch.randn(1, 3, 64, 160)
+    with torch.no_grad():
+        expected = model(wide)
+        model(torch.randn(1, 3, 96, 96))
+        torch.testing.assert_close(model.backbone(wide), expected)
+        model(torch.randn(1, 3, 96, 96))
+        torch.testing.assert_close(model.backbone.forward_head(model.backbone.forward_features(wide)), expected)
+
+
+def test_construction_runs_the_network_twice_however_many_sites_there_are(monkeypatch):
+    """Once to see how the features lie, once to see that something reads them."""
+    passes = []
+    backbone = timm.create_model("swin_micro", num_classes=3)
+    backbone.register_forward_pre_hook(lambda module, inputs: passes.append(inputs))
+    LoupeModel(backbone, num_classes=3, site=["stage1", "stage2", "stage3.inside", "stage4"])
+    assert len(passes) == 2
+
+
+def test_every_unread_site_is_found_among_read_ones():
+    with pytest.raises(LoupeError, match="site 'stage4'.*the logits do not depend"):
+        LoupeModel("vit_tiny_patch16_224", num_classes=3, pretrained=False, site=["stage1", "stage4", "stage2"])

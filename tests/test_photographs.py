@@ -22,12 +22,13 @@ def albatrosses():
     names = CUB200(root).class_names[:3]
     torch.manual_seed(0)
     model = LoupeModel(runs.lite0(), num_classes=3, class_names=names, form="residual")
-    recipe = Recipe(optimizer="adamw", lr=1e-3, backbone_lr=0.1, epochs=3, batch_size=16, augment="crop", crop_min=0.4)
+    recipe = Recipe(optimizer="adamw", lr=1e-3, backbone_lr_factor=0.1, epochs=3, batch_size=16, augment="crop",
+                    crop_min=0.4)
     train, val, test = (CUB200(root, split, classes=names, transform=transforms_for(model.data_config, **options))
                         for split, options in (("train", recipe.train_transform_options()),
                                                ("val", dict(train=False)), ("test", dict(train=False))))
-    trainer = Trainer(model, train, val, recipe, progress=False)
-    trainer.fit()
+    trainer = Trainer(model, recipe, progress=False)
+    trainer.fit(train, val)
     return trainer, test
 
 

@@ -257,7 +257,8 @@ def script(tree: Path, *arguments: str, **environment) -> subprocess.CompletedPr
 def test_a_workflow_takes_its_own_address_from_the_environment(tree):
     address.write(OTHER, tree)
     owner_and_name = ONE.removeprefix("https://github.com/")
-    ran = script(tree, "scripts/publish/address.py", GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY=owner_and_name)
+    ran = script(tree, "scripts/publish/address.py", GITHUB_SERVER_URL="https://github.com",
+                 GITHUB_REPOSITORY=owner_and_name)
     assert ran.returncode == 0 and ONE in ran.stdout
     assert address.read(tree) == ONE and address.disagreeing(tree) == []
     assert script(tree, "scripts/publish/address.py").stdout.startswith(f"{ONE}  (0 files changed)")

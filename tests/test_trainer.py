@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from loupe_core import LoupeError, LoupeModel, Recipe, Sample, Trainer
-from loupe_core.trainer import pick_precision
+from loupe_core.recipe import pick_precision
+from loupe_core.trainer import _Cosine
 
 
 class Patches:
@@ -45,8 +46,8 @@ TRAIN, VAL, TEST = Patches(40), Patches(21, seed=1), Patches(19, seed=2)
 
 
 def trained(out_dir=None, resume=False, **recipe):
-    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**(RECIPE | recipe)), out_dir, progress=False)
-    trainer.fit(resume=resume)
+    trainer = Trainer(tiny_model(), Recipe(**(RECIPE | recipe)), out_dir, progress=False)
+    trainer.fit(TRAIN, VAL, resume=resume)
     return trainer
 
 
@@ -137,8 +138,8 @@ def test_the_folder_holds_log_recipe_best_and_the_two_newest_states(tmp_path):
 def test_the_best_folder_is_the_trained_model_again(tmp_path):
     torch.manual_seed(0)
     model = LoupeModel("swin_micro", num_classes=4, pretrained=False, class_names=list("abcd"))
-    trainer = Trainer(model, TRAIN, VAL, Recipe(**(RECIPE | dict(epochs=1))), tmp_path, progress=False)
-    trainer.fit()
+    trainer = Trainer(model, Recipe(**(RECIPE | dict(epochs=1))), tmp_path, progress=False)
+    trainer.fit(TRAIN, VAL)
     again = LoupeModel.from_pretrained(tmp_path / "best")
     assert again.class_names == list("abcd")
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in trainer.model.state_dict().items())
@@ -155,7 +156,7 @@ def test_fit_ends_with_the_epoch_of_lowest_validation_loss():
 def test_fit_again_trains_again():
     trainer = trained(epochs=1)
     first = trainer.history
-    again = trainer.fit()
+    again = trainer.fit(TRAIN, VAL)
     assert len(again) == 1 and again[0]["loss"] < first[0]["loss"]  # it starts from the trained weights
 
 
@@ -210,16 +211,16 @@ def test_labels_beyond_the_models_classes_and_empty_sets_are_refused():
     few = tiny_model()
     few.num_classes = 2
     with pytest.raises(LoupeError, match="label 3, the model has classes 0..1"):
-        Trainer(few, TRAIN, VAL, Recipe(**RECIPE))
+        Trainer(few, Recipe(**RECIPE)).fit(TRAIN, VAL)
     with pytest.raises(LoupeError, match="no image"):
-        Trainer(tiny_model(), Patches(0), VAL, Recipe(**RECIPE))
+        Trainer(tiny_model(), Recipe(**RECIPE)).fit(Patches(0), VAL)
 
 
 @pytest.mark.parametrize("site", [(), "stage2", ["stage1", "stage3"]])
 def test_bare_one_gate_and_several_gates_train_alike(site):
     torch.manual_seed(0)
-    trainer = Trainer(tiny_model(site=site), TRAIN, VAL, Recipe(**(RECIPE | dict(epochs=1))), progress=False)
-    row = trainer.fit()[0]
+    trainer = Trainer(tiny_model(site=site), Recipe(**(RECIPE | dict(epochs=1))), progress=False)
+    row = trainer.fit(TRAIN, VAL)[0]
     assert math.isfinite(row["loss"]) and math.isnan(row["mask_mean"]) == (site == ())
 
 
@@ -232,8 +233,8 @@ def test_bf16_training_gives_back_a_plain_fp32_model():
 
 
 def test_the_backbone_can_have_a_gentler_rate():
-    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(lr=1e-3, backbone_lr=0.1), progress=False)
-    slow, fast = trainer._optimizer().param_groups
+    trainer = Trainer(tiny_model(), Recipe(lr=1e-3, backbone_lr_factor=0.1), progress=False)
+    slow, fast = trainer.optimizer().param_groups
     assert (slow["lr"], fast["lr"]) == pytest.approx((1e-4, 1e-3))
     named = {id(p): n for n, p in trainer.model.named_parameters()}
     assert all(named[id(p)].startswith("backbone.") and "head" not in named[id(p)] for p in slow["params"])
@@ -242,9 +243,9 @@ def test_the_backbone_can_have_a_gentler_rate():
 
 def test_a_backbone_with_two_heads_trains_both_at_the_full_rate():
     model = LoupeModel("levit_128s", num_classes=4, pretrained=False, site="stage1")
-    trainer = Trainer(model, TRAIN, VAL, Recipe(lr=1e-3, backbone_lr=0.1), progress=False)
+    trainer = Trainer(model, Recipe(lr=1e-3, backbone_lr_factor=0.1), progress=False)
     named = {id(p): n for n, p in model.named_parameters()}
-    fresh = {named[id(p)] for p in trainer._optimizer().param_groups[1]["params"]}
+    fresh = {named[id(p)] for p in trainer.optimizer().param_groups[1]["params"]}
     assert {n for n in fresh if n.startswith("backbone.head")} == {n for n in named.values() if ".head" in n} != set()
 
 
@@ -264,9 +265,9 @@ def test_a_tracker_is_sent_every_epochs_row(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = Trainer(tiny_model(), TRAIN, VAL, Recipe(**(RECIPE | dict(epochs=2))), tmp_path, progress=False,
+    trainer = Trainer(tiny_model(), Recipe(**(RECIPE | dict(epochs=2))), tmp_path, progress=False,
                       tracker="tensorboard")
-    trainer.fit()
+    trainer.fit(TRAIN, VAL)
     events = EventAccumulator(str(tmp_path / "loupe")).Reload()
     sent = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for name in ("loss", "val_loss", "mask_mean"):
@@ -276,4 +277,128 @@ def test_a_tracker_is_sent_every_epochs_row(tmp_path):
 
 def test_a_tracker_that_is_not_there_is_refused():
     with pytest.raises(LoupeError, match="tracker: found 'pigeon', expected one that is installed"):
-        Trainer(tiny_model(), TRAIN, VAL, Recipe(**RECIPE), progress=False, tracker="pigeon")
+        Trainer(tiny_model(), Recipe(**RECIPE), progress=False, tracker="pigeon")
+
+
+class Pairs(torch.utils.data.Dataset):
+    """The same images as (tensor, label), with torchvision's `targets`."""
+
+    def __init__(self, patches: Patches):
+        self.images, self.targets = patches.images, patches.labels.tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return self.images[i], self.targets[i]
+
+
+def test_any_data_set_with_labels_trains_and_evaluates_alike(tmp_path):
+    from torch.utils.data import ConcatDataset, Subset, random_split
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import functional
+
+    def end(train):
+        trainer = Trainer(tiny_model(), Recipe(**(RECIPE | dict(epochs=1))), progress=False)
+        trainer.fit(train)
+        return trainer
+
+    expected = weights(end(TRAIN))
+    halves = ConcatDataset([Subset(TRAIN, range(20)), Subset(Pairs(TRAIN), torch.arange(20, 40))])
+    for same in (Pairs(TRAIN), Subset(TRAIN, range(40)), halves):
+        found = weights(end(same))
+        assert all(torch.equal(found[k], expected[k]) for k in expected)
+    first, second = random_split(Pairs(TRAIN), [30, 10], torch.Generator().manual_seed(0))
+    result = end(first).evaluate(second)
+    assert result.labels.tolist() == [TRAIN.labels[i] for i in second.indices]
+    assert result.image_ids.tolist() == list(range(10))  # positions
+
+    for i, (label, image) in enumerate(zip(TEST.labels, TEST.images)):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        functional.to_pil_image(image.clamp(0, 1)).save(tmp_path / str(label) / f"{i}.png")
+    folder = ImageFolder(tmp_path, transform=functional.to_tensor)
+    assert sorted(end(Subset(folder, range(8))).evaluate(folder).labels) == sorted(TEST.labels)
+
+
+@pytest.mark.parametrize("data, says", [
+    (torch.utils.data.TensorDataset(TRAIN.images), "TensorDataset: found no labels; expected .*`targets`"),
+    (torch.utils.data.Subset(torch.utils.data.TensorDataset(TRAIN.images), [0]), "TensorDataset: found no labels"),
+    (type("Odd", (Patches,), dict(labels=property(lambda self: [0.5] * 4, lambda self, value: None)))(4), "float64"),
+    (type("Short", (Pairs,), dict(__len__=lambda self: 3))(TRAIN), r"labels of shape \(40,\) .* for 3 images"),
+    (type("Photos", (Pairs,), dict(__getitem__=lambda self, i: ("photo", 1)))(TRAIN), r"item \d+: found .*str', 'int'"),
+    (type("Dicts", (Pairs,), dict(__getitem__=lambda self, i: dict(image=0)))(TRAIN), r"item \d+: found dict"),
+])
+def test_a_data_set_that_cannot_be_used_is_told_in_one_line(data, says):
+    with pytest.raises(LoupeError, match=says) as caught:
+        Trainer(tiny_model(), Recipe(**RECIPE), progress=False).fit(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_factor_of_zero_freezes_the_backbone_and_nothing_else():
+    torch.manual_seed(0)
+    for backbone in ("swin_micro", "test_resnet"):  # the second has BatchNorm
+        model = LoupeModel(backbone, num_classes=4, pretrained=False)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        trainer = Trainer(model, Recipe(**(RECIPE | dict(epochs=2, backbone_lr_factor=0))), progress=False)
+        trainer.fit(TRAIN, VAL)
+        changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+        assert changed == {k for k in before if k.startswith("gates.") or ".head." in k or ".fc." in k}
+        assert all(p.requires_grad for p in model.parameters())  # as they were
+
+
+def test_the_lowest_rate_scales_with_its_group():
+    trainer = Trainer(tiny_model(), Recipe(**(RECIPE | dict(epochs=2, lr_min=1e-4, backbone_lr_factor=0.1))),
+                      progress=False)
+    rates = []
+    real = trainer.optimizer
+
+    def watched():
+        made = real()
+        made.register_step_post_hook(lambda optimizer, *_: rates.append([g["lr"] for g in optimizer.param_groups]))
+        return made
+
+    trainer.optimizer = watched
+    trainer.fit(TRAIN)
+    backbone, fresh = np.array(rates).T
+    np.testing.assert_allclose(backbone, 0.1 * fresh, rtol=1e-12)
+    steps = np.arange(10)
+    np.testing.assert_allclose(fresh, 1e-4 + (2e-3 - 1e-4) * (1 + np.cos(np.pi * steps / 10)) / 2, rtol=1e-9)
+
+
+def test_with_one_factor_the_rates_are_torchs_own_to_the_last_bit():
+    def rates(schedule, optimizer):
+        found = []
+        for _ in range(50):
+            optimizer.step()
+            schedule.step()
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    ours, theirs = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4) for _ in range(2))
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=50, eta_min=1e-6)
+    assert rates(_Cosine(ours, 50, 1e-6), ours) == rates(torchs, theirs)
+
+
+def test_on_epoch_end_sees_every_row_and_can_end_the_training(tmp_path):
+    seen = []
+
+    def second(row):
+        seen.append(row)
+        assert (tmp_path / "states" / f"epoch-{row['epoch']:04d}").is_dir()  # it is kept already
+        return row["epoch"] == 2
+
+    trainer = Trainer(tiny_model(), Recipe(**RECIPE), tmp_path, progress=False)
+    assert trainer.fit(TRAIN, VAL, on_epoch_end=second) == seen == trainer.history and len(seen) == 2
+    assert len(trainer.fit(TRAIN, VAL, resume=True)) == 4
+
+
+def test_a_recipe_of_before_the_factor_had_its_name_is_read(tmp_path):
+    old = asdict(Recipe(lr=1e-4))
+    old["backbone_lr"] = old.pop("backbone_lr_factor") / 2
+    (tmp_path / "recipe.json").write_text(json.dumps(old))
+    assert Recipe.read(tmp_path / "recipe.json", seed=3) == Recipe(lr=1e-4, backbone_lr_factor=0.5, seed=3)
+
+
+def test_a_model_evaluates_without_a_training_set():
+    result = Trainer(tiny_model(), Recipe(**RECIPE)).evaluate(TEST)
+    assert result.labels.tolist() == TEST.labels.tolist()

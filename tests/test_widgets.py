@@ -75,7 +75,7 @@ def test_a_quiz_whose_right_answer_is_missing_is_refused_in_a_build_and_whole_fo
     monkeypatch.delenv("LOUPE_STRICT")
     quiz("?", {"196": "", "784": ""}, right="49")
     assert [p["class"] for p in Tags(shown[-1]["text/html"]).all("p")] == ["wrong", "wrong", "right"]
-    assert capsys.readouterr().out == "Other than in the text, which says: the answer is one of 196, 784.\n"
+    assert capsys.readouterr().out == "This run differs from the text, which says: the answer is one of 196, 784.\n"
 
 
 def test_a_claim_is_silent_where_it_holds_an_error_in_a_build_and_a_line_for_a_reader(monkeypatch, capsys):
@@ -86,7 +86,7 @@ def test_a_claim_is_silent_where_it_holds_an_error_in_a_build_and_a_line_for_a_r
     monkeypatch.delenv("LOUPE_STRICT")
     claim(True, "it is so")
     claim(False, "it is so")
-    assert capsys.readouterr().out == "Other than in the text, which says: it is so.\n"
+    assert capsys.readouterr().out == "This run differs from the text, which says: it is so.\n"
 
 
 def test_frames_show_the_chosen_picture_alone(shown):

@@ -1,1 +1,1 @@
-"""Drawn birds: a data set that is made, not downloaded, with every answer known."""
+"""Drawn birds: a data set that is generated instead of downloaded, with every label and part known."""

@@ -1,18 +1,18 @@
-"""Drawn birds: a data set that is made, not downloaded, with every answer known.
+"""Drawn birds: a data set that is generated instead of downloaded, with every label and part known.
 
-CUB-200-2011 cannot be shipped, and it does not say which part tells a species from its neighbour. These birds do.
-Each species is a set of attributes (``ATTRIBUTES``). The 48 book species (``SPECIES``) come in twelve groups of four
-whose members differ in exactly one recorded part. Pose, scale, light, background, twigs and the size of every part
-vary from image to image and carry no information; the background holds berries, leaves and stripes in the
-colours and patterns of the parts, so that colour alone does not tell.
+CUB-200-2011 cannot be shipped, and it does not record which part distinguishes a species from similar ones. This set
+does. Each species is a set of attributes (`ATTRIBUTES`). The 48 species of the book (`SPECIES`) form twelve groups of
+four whose members differ in exactly one recorded part. Pose, scale, light, background, twigs and the size of every
+part vary from image to image and carry no information about the class. The background contains berries, leaves and
+stripes in the colours and patterns of the parts, so that colour alone does not identify a species.
 
-``draw`` makes one image with its geometry; ``write_fieldguide`` writes a whole set in the layout of CUB-200-2011
-(Wah et al. 2011), which ``loupe_core.CUB200`` reads. The same seed gives the same images in any process.
+`draw` makes one image with its geometry; `write_fieldguide` writes a whole set in the layout of CUB-200-2011
+(Wah et al. 2011), which `loupe_core.CUB200` reads. The same seed gives the same images in any process.
 """
 
 import json
-import shutil
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,9 +24,10 @@ from filelock import FileLock
 from PIL import Image
 
 from loupe_core.errors import LoupeError
+from loupe_core.files.atomic import replaced
 from loupe_lab.birds.painter import PARTS, Drawing, paint
 
-# attribute -> its values. `PART_OF` names the CUB part that shows it.
+# attribute -> its values. `PART_OF` has the CUB part on which it is seen.
 ATTRIBUTES = {
     "crown": ("black", "crimson", "yellow", "blue", "white", "chestnut"),
     "bill": ("cone", "needle", "hooked", "sickle"),
@@ -46,7 +47,7 @@ PART_OF = {
 
 @dataclass(frozen=True)
 class Species:
-    """One species: its name, its group, the attribute in which the group's members differ, and all attributes."""
+    """One species: its name, its group, the attribute in which the members of the group differ, and all attributes."""
 
     name: str
     group: str
@@ -57,7 +58,7 @@ class Species:
 _LOOKS = {"crown": "crowned", "bill": "billed", "wing": "winged", "breast": "breasted", "throat": "throated",
           "eye": "eyed", "tail": "tailed", "belly": "bellied"}
 
-# group -> (attribute in which its four members differ, the attributes that they share)
+# group -> (attribute in which its four members differ, their values of the other attributes, in order)
 _GROUPS = {
     "Marrel": ("crown", "needle, two bars, plain, pale, plain, plain, white, olive"),
     "Tindle": ("crown", "cone, plain, streaked, black, ring, tipped, buff, slate"),
@@ -89,38 +90,45 @@ def _make_species() -> tuple[Species, ...]:
 SPECIES = _make_species()
 
 
-def species_of(groups: int | list[str] = 5) -> tuple[Species, ...]:
-    """The species of the first `groups` groups in a mixed order of attributes, or of the groups named."""
-    if isinstance(groups, int):
-        # one group an attribute first, so that few groups already ask for many different parts
-        order = [*list(_GROUPS)[::2], *list(_GROUPS)[1::2]]
-        groups = order[:groups]
+def species_of(groups: int | list[str] | tuple[str, ...] = 5) -> tuple[Species, ...]:
+    """The species of as many groups, 1 to 12, or of the groups with these names.
+
+    Raises:
+        LoupeError: another number, no name, or an unknown one.
+    """
+    if type(groups) is int and 1 <= groups <= len(_GROUPS):
+        # every second group first, so that few groups already differ in many different parts
+        groups = [*list(_GROUPS)[::2], *list(_GROUPS)[1::2]][:groups]
+    if not isinstance(groups, (list, tuple)) or not groups:
+        raise LoupeError(f"species_of: found groups={groups!r}, expected a whole number from 1 to {len(_GROUPS)}, or a "
+                         "list of names of groups")
     unknown = [g for g in groups if g not in _GROUPS]
     if unknown:
         raise LoupeError(f"no group named '{unknown[0]}' in the field guide; expected some of {', '.join(_GROUPS)}")
     return tuple(s for s in SPECIES if s.group in groups)
 
 
-def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twigs: bool = True,
-         area: tuple[float, float] = (0.15, 0.60), weather: float = 0.0) -> Drawing:
+def draw(attributes: dict[str, str], seed: int | Sequence[int], size: int = 112,
+         scene_seed: int | Sequence[int] | None = None, twigs: bool = True, area: tuple[float, float] = (0.15, 0.60),
+         weather: float = 0.0) -> Drawing:
     """Draws one bird.
 
     Args:
-        attributes: a value for each key of ``ATTRIBUTES``.
-        seed: int or sequence of ints; everything random follows from it.
+        attributes: a value for each key of `ATTRIBUTES`.
+        seed: determines everything random.
         size: side of the square image in pixels.
-        scene_seed: seed of background, light and twigs alone; None: they follow from `seed`. The same `seed`
-            with another `scene_seed` is the same bird before another background.
+        scene_seed: determines background, light and twigs; None: `seed` does. The same `seed` with another
+            `scene_seed` gives the same bird in front of another background.
         twigs: whether twigs may pass in front of the bird.
-        area: range of the bird's box as a share of the frame's area.
-        weather: 0 is the clear light of a plate; 1 adds haze, blur, grain and more twigs, up to a wet morning.
+        area: range of the area of the bird's box, as a fraction of the image's area.
+        weather: in [0, 1]: 0 for clear light, 1 for the most haze, blur, noise and twigs.
 
     Returns:
-        Drawing: image ``(size, size, 3)`` uint8; segmentation ``(size, size)`` bool; parts ``(15, 3)`` x, y, visible
-        and box ``(4,)`` x, y, width, height in pixels.
+        Drawing: image `(size, size, 3)` uint8; segmentation `(size, size)` bool; parts `(15, 3)` x, y, visible
+        and box `(4,)` x, y, width, height in pixels.
 
     Raises:
-        LoupeError: an attribute is missing or has a value that ``ATTRIBUTES`` does not list; `size` or `area` is out of
+        LoupeError: an attribute is missing or has a value that `ATTRIBUTES` does not list; `size` or `area` is out of
             range.
     """
     for name, values in ATTRIBUTES.items():
@@ -129,32 +137,47 @@ def draw(attributes: dict[str, str], seed, size: int = 112, scene_seed=None, twi
     if size < 16:
         raise LoupeError(f"size={size!r} given to draw; expected 16 pixels or more")
     if not 0 < area[0] <= area[1] <= 1:
-        raise LoupeError(f"area={area!r} given to draw; expected two shares with 0 < least <= most <= 1")
+        raise LoupeError(f"area={area!r} given to draw; expected two fractions with 0 < smallest <= largest <= 1")
     seed = np.atleast_1d(seed).tolist()
     bird = np.random.default_rng([*seed, 1])
     scene = np.random.default_rng([*(seed if scene_seed is None else np.atleast_1d(scene_seed).tolist()), 2])
     return paint(attributes, bird, scene, size, twigs, area, weather)
 
 
-def _draw_job(job, size, weather):
+def _draw_job(job: tuple[int, tuple[int, ...]], size: int, weather: float) -> Drawing:
     species_index, seed = job
     return draw(SPECIES[species_index].attributes, seed, size, weather=weather)
 
 
-def _describe(species, train, test, size, seed, weather) -> str:
-    """What a set is made from, as the text of its attributes.json."""
+def _check(species: Sequence[Species], weather: float, **numbers: int) -> None:
+    """Raises a LoupeError where a setting has another type or is out of its range."""
+    unknown = [s for s in species if s not in SPECIES]
+    if unknown or not species:
+        found = repr(unknown[0]) if unknown else "none"
+        raise LoupeError(f"fieldguide: found {found} in species, expected one or more of SPECIES (see species_of)")
+    for name, value in numbers.items():
+        least = {"train": 1, "size": 16}.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise LoupeError(f"fieldguide: found {name}={value!r}, expected a whole number, {least} or more")
+    if not isinstance(weather, (int, float)) or isinstance(weather, bool) or not 0 <= weather <= 1:  # nan is not
+        raise LoupeError(f"fieldguide: found weather={weather!r}, expected a number from 0 to 1")
+
+
+def _describe(species: Sequence[Species], train: int, test: int, size: int, seed: int, weather: float) -> str:
+    """The settings of a set, as the text of its attributes.json; a set is known by this text."""
     return json.dumps(dict(
         generator="loupe_core.fieldguide", version=1, seed=seed, size=size, weather=weather, train=train, test=test,
         species=[asdict(s) for s in species], attributes=ATTRIBUTES, part_of=PART_OF,
     ), indent=1)
 
 
-def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20,
+def fieldguide_set(folder: str | Path, species: Sequence[Species] = SPECIES, *, train: int = 30, test: int = 20,
                    size: int = 112) -> Path:
-    """The set with these settings in a folder of its own below `folder`, drawn when it is asked for the first time.
+    """The set with these settings in its own folder below `folder`, drawn at the first call.
 
-    Arguments, errors and the returned path are those of ``write_fieldguide``; other settings get another folder.
+    Arguments, errors and the returned path are those of `write_fieldguide`; other settings get another folder.
     """
+    _check(species, 1.0, train=train, test=test, size=size)
     key = zlib.crc32(_describe(species, train, test, size, seed=0, weather=1.0).encode())
     root = Path(folder) / f"fieldguide-{len(species)}x{train + test}-{key:08x}"
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -162,35 +185,53 @@ def fieldguide_set(folder, species: tuple[Species, ...] = SPECIES, *, train: int
         return write_fieldguide(root, species, train=train, test=test, size=size)
 
 
-def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int = 30, test: int = 20, size: int = 112,
-                     seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
-    """Writes a set of drawn birds in CUB-200-2011's layout, with segmentations and ``attributes.json``.
+def write_fieldguide(root: str | Path, species: Sequence[Species] = SPECIES, *, train: int = 30, test: int = 20,
+                     size: int = 112, seed: int = 0, weather: float = 1.0, workers: int = 0) -> Path:
+    """Writes a set of drawn birds in CUB-200-2011's layout, with segmentations and `attributes.json`.
 
-    The set is built beside `root` and moved there when it is complete; an unfinished one is never left behind.
+    The set is built beside `root` and moved there when it is complete.
 
     Args:
         root: folder to make; it must not exist, unless it already holds this very set (then nothing is done).
         species: the species to draw, one class each.
-        train, test: images per species in the official train and test split.
-        size: side of the images in pixels.
-        seed: same seed, same images.
-        weather: see `draw`. The backbone was pretrained on plates; what it meets here are views from the field.
-        workers: processes to draw with; 0 draws in this one.
+        train: images per species in the train split, 1 or more.
+        test: images per species in the test split, 0 or more.
+        size: side of the images in pixels, 16 or more.
+        seed: 0 or more; the same seed gives the same images.
+        weather: in [0, 1], see `draw`. The backbone was pretrained at 0.
+        workers: number of processes that draw; 0 draws in this one.
 
     Returns:
         Path of the folder.
 
     Raises:
-        LoupeError: `root` exists and holds something else.
+        LoupeError: a setting is out of its range, or `root` exists and holds something else.
     """
+    _check(species, weather, train=train, test=test, size=size, seed=seed, workers=workers)
     root, text = Path(root), _describe(species, train, test, size, seed, weather)
-    if root.exists():
-        if (root / "attributes.json").is_file() and (root / "attributes.json").read_text() == text:
-            return root
-        raise LoupeError(f"{root} exists and holds something else; expected no such folder, or this very set of birds: "
-                         "give another folder, or remove it first")
-    building = root.with_name(root.name + ".unfinished")
-    shutil.rmtree(building, ignore_errors=True)
+    if _holds(root, text):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(root) as building:
+        _draw_into(building, species, train, test, size, seed, weather, workers)
+        (building / "attributes.json").write_text(text)
+        _holds(root, text)  # drawing takes a while: do not replace what was written there in the meantime
+    return root
+
+
+def _holds(root: Path, text: str) -> bool:
+    """Whether `root` exists and is the set with this description; a LoupeError if it is something else."""
+    if not root.exists():
+        return False
+    if (root / "attributes.json").is_file() and (root / "attributes.json").read_text() == text:
+        return True
+    raise LoupeError(f"{root} exists and holds something else; expected no such folder, or this very set of birds: "
+                     "give another folder")
+
+
+def _draw_into(building: Path, species: Sequence[Species], train: int, test: int, size: int, seed: int, weather: float,
+               workers: int) -> None:
+    """Makes the folder `building` and writes images, segmentations and tables into it."""
     folders = [f"{i + 1:03d}.{s.name}" for i, s in enumerate(species)]
     for folder in folders:
         (building / "images" / folder).mkdir(parents=True)
@@ -204,11 +245,11 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int
             jobs.append((number, (seed, number, k)))
             rows.append((c, f"{folders[c]}/{s.name}_{k:04d}", int(k < train)))
     tables = {name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes", "part_locs")}
-    with ProcessPoolExecutor(max(workers, 1), get_context("spawn")) as pool:  # a fork of a threaded notebook may hang
+    with ProcessPoolExecutor(max(workers, 1), get_context("spawn")) as pool:  # a fork of a threaded process may hang
         mapper = partial(pool.map, chunksize=16) if workers else map
         drawings = mapper(partial(_draw_job, size=size, weather=weather), jobs)
         for i, (drawing, (c, stem, is_train)) in enumerate(zip(drawings, rows), 1):
-            # PNG: lossless and the same bytes of pixels everywhere; JPEG would blur a bill of six pixels
+            # PNG: lossless, so the pixels are the same everywhere; JPEG would blur a bill of six pixels
             Image.fromarray(drawing.image).save(building / "images" / f"{stem}.png", compress_level=1)
             segmentation = Image.fromarray(drawing.segmentation.astype(np.uint8) * 255)
             segmentation.save(building / "segmentations" / f"{stem}.png", compress_level=1)
@@ -223,6 +264,3 @@ def write_fieldguide(root, species: tuple[Species, ...] = SPECIES, *, train: int
     for name, lines in tables.items():
         folder = building / "parts" if name in ("parts", "part_locs") else building
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    (building / "attributes.json").write_text(text)
-    building.rename(root)
-    return root

@@ -1,8 +1,8 @@
-"""Paints one bird on its twig, as a plate in a field guide would show it, and records where every part is.
+"""Draws one bird on a twig, in the style of a plate in a field guide, and records the position of every part.
 
-The painter works in units of the bird: x forward, y down, total length about 1. A pose turns these into pixels.
-Shapes are smooth closed curves, drawn with Pillow at three times the size and averaged down; roundness and
-feather texture are then multiplied in. ``fieldguide`` says which colours and patterns a species has.
+The bird has coordinates of its own: x forward, y down, total length about 1; a pose maps them to pixels. Shapes are
+smooth closed curves, drawn with Pillow at three times the size and averaged down, then multiplied by shading and
+feather texture. `fieldguide` defines which colours and patterns a species has.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _GROUND = ((196, 208, 190), (214, 206, 184), (176, 196, 208), (150, 170, 128), (
 
 @dataclass
 class Drawing:
-    """image ``(H, W, 3)`` uint8, segmentation ``(H, W)`` bool, parts ``(15, 3)`` x, y, visible, box x, y, w, h."""
+    """image `(H, W, 3)` uint8, segmentation `(H, W)` bool, parts `(15, 3)` x, y, visible, box `(4,)` x, y, w, h; px."""
 
     image: np.ndarray
     segmentation: np.ndarray
@@ -34,17 +34,17 @@ class Drawing:
     box: np.ndarray
 
 
-# Closed Catmull-Rom curve: the four weights of neighbouring control points at 6 steps along a segment.
+# Closed Catmull-Rom curve: the weights of four neighbouring control points at 6 steps along a segment.
 _T = np.arange(6)[:, None] / 6
-_WEIGHTS = np.hstack([-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3,
+_CATMULL_ROM = np.hstack([-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3,
                       _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2]) / 2
 
 
 def _smooth(points) -> np.ndarray:
-    """Smooth closed curve through `points` (n, 2), six vertices a segment."""
+    """Smooth closed curve through `points` (n, 2), six vertices per segment."""
     p = np.asarray(points, float)
     around = np.stack([np.roll(p, 1, 0), p, np.roll(p, -1, 0), np.roll(p, -2, 0)], 1)  # (n, 4, 2)
-    return np.einsum("tk,nkd->ntd", _WEIGHTS, around).reshape(-1, 2)
+    return np.einsum("tk,nkd->ntd", _CATMULL_ROM, around).reshape(-1, 2)
 
 
 def _ellipse(x, y, rx, ry=None, start=0.0, stop=2 * np.pi, n=20) -> np.ndarray:
@@ -57,7 +57,7 @@ def _rotation(angle) -> np.ndarray:
 
 
 def _tint(colour, amount) -> tuple[int, int, int]:
-    """Lighter (amount > 0) or darker (< 0) paint."""
+    """A lighter (amount > 0) or darker (< 0) colour."""
     c = np.asarray(colour, float)
     c = c + (255 - c) * amount if amount > 0 else c * (1 + amount)
     return tuple(int(v) for v in c.clip(0, 255))
@@ -77,7 +77,7 @@ _BILLS = {  # in the head's frame, base at x = 0.1
                (0.090, 0.032)],
 }
 
-# What is painted over what, from the first layer to the last -> the attributes that a layer depends on.
+# Layers in the order of drawing -> the attributes that a layer depends on.
 LAYERS = {
     "tail": ("tail", "back"), "torso": ("belly", "back"), "breast": ("breast",), "face": ("back",),
     "throat": ("throat",), "crown": ("crown",), "eye": ("eye",), "bill": ("bill",), "wing": ("wing", "back"),
@@ -85,13 +85,13 @@ LAYERS = {
 
 
 class Bird:
-    """One bird in its own units, as shapes to paint: ("fill" or "line", points (n, 2), RGB colour, width of a line).
+    """One bird in its own coordinates, as shapes: ("fill" or "line", points (n, 2), RGB colour, width of the line).
 
-    layers: name of ``LAYERS`` -> its shapes. points: part -> (x, y). foot: (x, y) of where it stands.
-    The same `rng` gives the same pose and sizes; so birds of one pose can exchange layers.
+    layers: name in `LAYERS` -> its shapes. points: part -> (x, y). foot: (x, y) of the foot on the twig.
+    The same `rng` gives the same pose and sizes, so layers can be exchanged between birds of one pose.
     """
 
-    def __init__(self, attributes, rng):
+    def __init__(self, attributes: dict[str, str], rng: np.random.Generator) -> None:
         self.layers, self.points = {}, {}
         self.attributes, self.rng = attributes, rng
         jitter = rng.normal(0, 1, 8)
@@ -112,8 +112,8 @@ class Bird:
         self._part_points()
 
     @property
-    def shapes(self) -> list:
-        """All shapes, in the order of painting."""
+    def shapes(self) -> list[tuple]:
+        """All shapes, in the order of drawing."""
         return [shape for layer in self.layers.values() for shape in layer]
 
     def _body(self, points):
@@ -123,10 +123,10 @@ class Bird:
         p = np.asarray(points, float) * (self.look_back, 1.0)
         return self.head_at + self.head_size * p @ self.head_turn.T
 
-    def fill(self, points, colour):
+    def fill(self, points: np.ndarray, colour: tuple[int, int, int]) -> None:
         self._layer.append(("fill", points, colour, 0.0))
 
-    def line(self, points, colour, width):
+    def line(self, points: np.ndarray, colour: tuple[int, int, int], width: float) -> None:
         self._layer.append(("line", points, colour, width))
 
     def _tail(self):
@@ -244,8 +244,8 @@ class Bird:
             self.points[name] = self._on_head([at])[0]
 
 
-def background(rng, size) -> Image.Image:
-    """A wash of two colours, soft blotches, and berries, leaves and stripes in the birds' own colours."""
+def background(rng: np.random.Generator, size: int) -> Image.Image:
+    """A blurred gradient of two colours, `size` px square, with berries, leaves and stripes in the colours of birds."""
     near, far = (np.array(_GROUND[i], float) for i in rng.integers(len(_GROUND), size=2))
     wash = near + (far - near) * np.linspace(0, 1, 8)[:, None, None]
     wash = wash + rng.normal(0, 14, (8, 8, 1)) + rng.normal(0, 4, (8, 8, 3))  # mostly lighter and darker, little hue
@@ -274,15 +274,16 @@ def background(rng, size) -> Image.Image:
     return canvas.filter(ImageFilter.BoxBlur(size * rng.uniform(0.003, 0.02))).reduce(2)
 
 
-def twig(pen, rng, start, stop, width, leaves):
-    """One branch from start to stop with its lit upper side, and leaves along it."""
+def twig(pen: ImageDraw.ImageDraw, rng: np.random.Generator, start: np.ndarray, stop: np.ndarray, width: float,
+         leaves: int) -> None:
+    """Draws one branch, `width` px wide, from `start` to `stop` (x, y) in px, lit from above, with leaves along it."""
     start, stop = np.asarray(start, float), np.asarray(stop, float)
     wood = _tint((112, 88, 66), rng.uniform(-0.3, 0.3))
     bend = rng.normal(0, 0.03, 2) * np.abs(stop - start).max()
     path = np.array([start, start + (stop - start) * 0.35 + bend, start + (stop - start) * 0.7 - bend / 2, stop])
-    for light, shift, share in ((-0.3, 0, 1.0), (0.0, -0.12, 0.7), (0.25, -0.28, 0.25)):
+    for light, shift, fraction in ((-0.3, 0, 1.0), (0.0, -0.12, 0.7), (0.25, -0.28, 0.25)):
         line = (path + (0, shift * width)).ravel().tolist()
-        pen.line(line, (*_tint(wood, light), 255), max(int(share * width), 1), joint="curve")
+        pen.line(line, (*_tint(wood, light), 255), max(int(fraction * width), 1), joint="curve")
     for _ in range(leaves):
         at = path[1] + (path[2] - path[1]) * rng.uniform(-1, 2)
         turn, r = rng.uniform(0, 2 * np.pi), width * rng.uniform(1.3, 2.4)
@@ -292,8 +293,8 @@ def twig(pen, rng, start, stop, width, leaves):
         pen.line([*at, *leaf[12]], (*_tint(green, 0.3), 255), max(int(width / 8), 1))
 
 
-def perch(rng, size: int, foot: np.ndarray, scale: float) -> Image.Image:
-    """A background, `size` px square, with the twig that a bird grips: `foot` (x, y) in px, `scale` px per unit."""
+def perch(rng: np.random.Generator, size: int, foot: np.ndarray, scale: float) -> Image.Image:
+    """A background, `size` px square, with the twig below a bird: `foot` (x, y) in px, `scale` px per bird length."""
     scene = background(rng, size).convert("RGBA")
     foot = foot + (0, 0.028 * scale)
     slope = rng.uniform(-0.12, 0.12)
@@ -302,8 +303,8 @@ def perch(rng, size: int, foot: np.ndarray, scale: float) -> Image.Image:
     return scene.convert("RGB")
 
 
-def volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
-    """Light on a rounded body, ``(h, w, 1)`` around 1: brighter where the outline's slope faces the lamp."""
+def volume(alpha: Image.Image, rng: np.random.Generator, reach: float) -> np.ndarray:
+    """Shading of a rounded body, factors `(h, w, 1)` around 1, from its outline `alpha` blurred over `reach` px."""
     soft = np.asarray(alpha.filter(ImageFilter.BoxBlur(reach)).filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
     dy, dx = np.gradient(soft)
     lamp = rng.uniform(-0.8, 0.8)
@@ -311,8 +312,8 @@ def volume(alpha: Image.Image, rng, reach: float) -> np.ndarray:
     return (0.80 + 0.24 * soft + 0.55 * facing)[..., None]
 
 
-def feathers(rng, shape, turn: float, fine: float) -> np.ndarray:
-    """Fine streaks along the body, ``(h, w, 1)`` around 1."""
+def feathers(rng: np.random.Generator, shape: tuple[int, int], turn: float, fine: float) -> np.ndarray:
+    """Streaks `fine` px wide along the body, at angle `turn` in radians: factors `(h, w, 1)` around 1."""
     side = int(1.5 * max(shape)) + 4
     noise = rng.normal(128, 34, (max(int(side / fine), 4), max(int(side / (4 * fine)), 3)))
     tile = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
@@ -322,8 +323,8 @@ def feathers(rng, shape, turn: float, fine: float) -> np.ndarray:
     return (1 + (tile - 128) / 128 * 0.42)[..., None]
 
 
-def _weather(picture: np.ndarray, rng, strength: float) -> np.ndarray:
-    """Haze, a lens a little out of focus, and a dim sensor's grain, each from none to its most, `strength` times."""
+def _weather(picture: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Adds haze, blur and sensor noise, each of a random amount from none to `strength` times its maximum."""
     size = len(picture)
     haze, blur, grain = strength * rng.uniform(0, 1, 3) * (0.7, 0.014 * size, 16)
     picture = picture * (1 - haze) + haze * np.array((196, 202, 206), np.float32) * rng.uniform(0.7, 1.1)
@@ -331,21 +332,21 @@ def _weather(picture: np.ndarray, rng, strength: float) -> np.ndarray:
     return np.asarray(soft, np.float32) + rng.normal(0, grain, (size, size, 1))
 
 
-def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: tuple[float, float],
-          weather: float) -> Drawing:
-    """Paints the bird of `attributes`; ``fieldguide.draw`` is the public door and documents the arguments."""
+def paint(attributes: dict[str, str], bird_rng: np.random.Generator, scene_rng: np.random.Generator, size: int,
+          twigs: bool, area: tuple[float, float], weather: float) -> Drawing:
+    """Draws the bird with these attributes; called by `fieldguide.draw`, which checks and documents the arguments."""
     bird = Bird(attributes, bird_rng)
     mirror = -1.0 if bird_rng.random() < 0.5 else 1.0
     squeeze = np.array([mirror * bird_rng.uniform(0.88, 1.0), 1.0])  # seen a little from the front or behind
     shapes = [(kind, p * squeeze, colour, w) for kind, p, colour, w in bird.shapes]
     corners = np.vstack([p for _, p, _, _ in shapes])
     low, high = corners.min(0), corners.max(0)
-    share = bird_rng.uniform(*area)
-    scale = float(size * min(np.sqrt(share / np.prod(high - low)), 0.97 / (high - low).max()))
+    fraction = bird_rng.uniform(*area)
+    scale = float(size * min(np.sqrt(fraction / np.prod(high - low)), 0.97 / (high - low).max()))
     room = size - scale * (high - low)
     corner = room * (0.5 + 0.5 * np.clip(bird_rng.normal(0, 0.5, 2), -1, 1))  # top left of the bird's box
 
-    # the bird alone, three times as large, with a margin for the soft light
+    # the bird alone, three times as large, with a margin for the blur
     ss, pad = 3, 3
     origin = np.floor(corner) - pad
     w, h = (np.ceil(scale * (high - low)) + 2 * pad + 1).astype(int)
@@ -361,7 +362,7 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
             pen.polygon(flat, (*colour, 255))
         else:
             pen.line(flat, (*colour, 255), max(round(width * scale * ss), 1))
-    layer = canvas.reduce(ss)  # averaging over clear black pixels leaves colours multiplied by alpha, as wanted below
+    layer = canvas.reduce(ss)  # averaged with transparent black pixels, so its colours are multiplied by alpha
     alpha = layer.getchannel("A")
     turn = np.arctan2(bird.body_turn[1, 0], bird.body_turn[0, 0]) * mirror
     rgb = np.asarray(layer, np.float32)[..., :3]
@@ -388,7 +389,7 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
     hidden = front[..., 3:] / 255
     picture = picture * (1 - hidden) + front[..., :3]
 
-    light = scene_rng.uniform(0.80, 1.14) * (1 + scene_rng.normal(0, 0.025, 3))  # brightness, and a cast
+    light = scene_rng.uniform(0.80, 1.14) * (1 + scene_rng.normal(0, 0.025, 3))  # brightness and colour cast
     picture = picture * light + scene_rng.normal(0, 2.2, (size, size, 1))
     if weather:
         picture = _weather(picture, scene_rng, weather)
@@ -399,8 +400,8 @@ def paint(attributes: dict, bird_rng, scene_rng, size: int, twigs: bool, area: t
 
 
 def _parts(bird, pixels, squeeze, head_side, body_side, hidden) -> np.ndarray:
-    """(15, 3) x, y, visible. Seen from its right side, a bird shows its right eye and wing; CUB writes 0, 0, 0
-    for a part that is not seen, and so do we."""
+    """(15, 3) x, y, visible, in px; 0, 0, 0 for a part that is not visible, as in CUB. A bird seen from its right side
+    shows its right eye and wing."""
     size = len(hidden)
     names = dict(bird.points)
     names["right eye" if head_side > 0 else "left eye"] = names.pop("near eye")

@@ -1,36 +1,35 @@
-"""How much of a mask reaches the classifier: put other masks in its place and see whether the answers move.
+"""How much of a mask reaches the classifier: put other masks in its place and see how far the logits change.
 
-Patch merging, which follows Swin's stages, puts 2 x 2 tokens together and divides them by their common spread
-(LayerNorm). A factor that the four share goes out again, up to LayerNorm's eps. So a mask is taken apart here into
-what is constant in each block and what differs within it, and each part is tried alone, with eps and without.
+Patch merging, which follows Swin's stages, concatenates 2 x 2 tokens and divides them by their common spread
+(LayerNorm). A factor that the four share cancels, up to LayerNorm's eps. So a mask is split here into what is constant
+in each block and what differs within it, and each part is tried alone, with eps and without.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d
 
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
 from loupe_core.sites import check_images, eval_mode, gate_of
+from loupe_lab.evidence.masks import blocks, mean, replace_mask, shuffle_cells, within
 from loupe_lab.evidence.statistics import mcnemar
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 ROWS = ("own", "mean", "blocks", "within", "shuffled", "ones")
 TINY = 1e-20  # eps "0": far below any variance, and a token of zeros stays zero
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What another mask does to each of N images; all arrays ``(N,)``.
+    """What another mask does to each of N images; all arrays `(N,)`.
 
-    moved: length of the change of the logits over the length of the logits; kl: Kullback-Leibler divergence of the
-    answer (softmax) from the reference's, nats; changed: another class comes first; right: the class that comes first
-    is the label, None without labels.
+    moved: `relative_change` of the logits; kl: Kullback-Leibler divergence of the reference's softmax from the new
+    one, KL(reference || new), nats; changed: another class is predicted; right: the predicted class is the label (None
+    without labels).
     """
 
     moved: np.ndarray
@@ -39,70 +38,37 @@ class Effect:
     right: np.ndarray | None
 
 
-def mean(mask: torch.Tensor) -> torch.Tensor:
-    """One number for the whole picture, the mask's mean: ``(B, 1, h, w)`` -> the same shape."""
-    return mask.mean((2, 3), keepdim=True).expand_as(mask)
-
-
-def blocks(mask: torch.Tensor) -> torch.Tensor:
-    """Each cell the mean of its 2 x 2 block, counted from the upper left as patch merging does.
-
-    At a lower or right edge of odd length a block has the two cells, or the one, that are there.
-    """
-    h, w = mask.shape[2:]
-    means = avg_pool2d(mask, 2, ceil_mode=True, count_include_pad=False)
-    return means.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :h, :w]
-
-
-def within(mask: torch.Tensor) -> torch.Tensor:
-    """Only the ratios within each block: every block is scaled to the picture's mean, M * mean / block mean.
-
-    A ratio, not a difference, since a ratio is what LayerNorm sees. Values may exceed 1. Where a block is 0
-    throughout there are no ratios; it gets the mean.
-    """
-    block = blocks(mask)
-    return torch.where(block > 0, mask * mean(mask) / block.clamp_min(torch.finfo(mask.dtype).tiny), mean(mask))
+def relative_change(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Euclidean length of the change from the reference over the reference's length: `(N, K)` twice -> `(N,)`."""
+    return (logits - reference).norm(dim=1) / reference.norm(dim=1)
 
 
 def shuffled(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that deals each image's cells to other places, the next image's to others."""
+    """A function that shuffles each image's mask cells, in an order of its own for every image that it is given."""
     draws = torch.Generator().manual_seed(seed)
-
-    def deal(mask):
-        places = torch.stack([torch.randperm(mask[0].numel(), generator=draws) for _ in mask])
-        return mask.flatten(1).gather(1, places.to(mask.device)).view_as(mask)
-
-    return deal
-
-
-@contextmanager
-def replace_mask(gate: Gate, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While it is open, `gate` uses `change(mask)` in the place of its mask ``(B, 1, h, w)``."""
-    handle = gate.loupe.register_forward_hook(lambda module, inputs, mask: change(mask))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return lambda mask: shuffle_cells(mask, torch.stack([torch.randperm(mask[0].numel(), generator=draws)
+                                                         for _ in mask]))
 
 
 def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None, *,
                 site: str | None = None, seed: int = 0, only: Sequence[str] | None = None) -> dict[str, Effect]:
-    """Effects of other masks in the place of a gate's own, by name, each against the own mask.
+    """What other masks in place of a gate's own do to the logits, by name; each is compared with the own mask.
 
-    - "own": the mask itself, for its answers.
-    - "mean", "blocks", "within": see the functions of these names.
-    - "shuffled": the mask's cells at other places, by `seed`; "ones": no mask.
+    - "own": the mask itself, for its predictions.
+    - "mean", "blocks", "within": see the functions of these names in `loupe_lab.evidence.masks`.
+    - "shuffled": the mask's cells shuffled, by `seed`; "ones": no mask.
     - "own, eps 0": the own mask, with eps taken out of the first LayerNorm that runs after the gate. "mean, eps 0" and
-      the others compare with that. They are absent where no LayerNorm, or another normalisation, follows first.
+      the others compare with that. All are absent where no LayerNorm, or another normalisation, follows first.
 
     The model runs in eval mode without gradients. Afterwards its modes, hooks and eps are what they were.
 
     Args:
         model: a `LoupeModel`, of any form.
         images: `(N, 3, H, W)`, normalised.
-        labels: (N,) whole numbers, for `right`.
-        site: whose gate, where the model has several.
-        only: names of the rows to compute, where not all are needed; "own" always is.
+        labels: `(N,)` whole numbers, for `right`.
+        site: of the gate, where the model has several.
+        seed: of "shuffled".
+        only: the names to compute; None means all. "own" is always there, "own, eps 0" with any other of eps 0.
 
     Raises:
         LoupeError: the model has no gate, several and no `site`, or not this one; images or labels have a wrong shape;
@@ -112,7 +78,7 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     check_images(images)
     if labels is not None and tuple(labels.shape) != (len(images),):
         raise LoupeError(f"gate_effect: found labels {tuple(labels.shape)} for {len(images)} images; expected "
-                         f"({len(images)},), one for each image")
+                         f"({len(images)},), one per image")
     names = [*ROWS, *(f"{name}, eps 0" for name in ROWS)]
     if unknown := set(only or ()) - set(names):
         raise LoupeError(f"gate_effect: found only={sorted(unknown)[0]!r}; expected some of {'; '.join(names)}")
@@ -120,17 +86,17 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, ones=torch.ones_like)
     effects: dict[str, Effect] = {}
 
-    def answers(name):
+    def logits_with(name):
         weight = next(model.parameters())
         with replace_mask(gate, shuffled(seed) if name == "shuffled" else changes[name]):
             return torch.cat([model(part.to(weight)).double().cpu() for part in images.split(64)])
 
     def measure(suffix, reference=None):
-        own = answers("own")
+        own = logits_with("own")
         effects["own" + suffix] = _effect(own, own if reference is None else reference, labels)
         for name in ROWS[1:]:
             if name + suffix in wanted:
-                effects[name + suffix] = _effect(answers(name), own, labels)
+                effects[name + suffix] = _effect(logits_with(name), own, labels)
         return own
 
     with eval_mode(model), torch.no_grad():
@@ -146,13 +112,13 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
 
 
 def next_norm(model: nn.Module, gate: Gate, image: torch.Tensor) -> nn.LayerNorm | None:
-    """The LayerNorm that runs next after the gate; None where another normalisation does, or none.
+    """The first LayerNorm that runs after the gate; None where another normalisation comes first, or none at all.
 
     Args:
-        image: `(1, 3, H, W)`, for one forward pass.
+        image: `(1, 3, H, W)`, for one forward pass, in the mode (train or eval) that the model is in.
     """
     seen = []  # the gate, then what runs after it
-    modules = [module for module in model.modules() if isinstance(module, NORMS)]
+    modules = [module for module in model.modules() if isinstance(module, NORMALISATIONS)]
     handles = [gate.loupe.register_forward_hook(lambda module, inputs, output: seen.append(module))]
     handles += [module.register_forward_hook(lambda module, inputs, output: seen and seen.append(module) or None)
                 for module in modules if module not in set(gate.modules())]
@@ -166,7 +132,7 @@ def next_norm(model: nn.Module, gate: Gate, image: torch.Tensor) -> nn.LayerNorm
 
 
 def table(effects: dict[str, Effect]) -> str:
-    """The effects of `gate_effect` as lines of text: means over the images."""
+    """The effects of `gate_effect` as lines of text: one per mask, means over the images."""
     labelled = effects["own"].right is not None
     lines = ["mask in use         logits move   KL, nats   answer changes" + ("    right" if labelled else "")]
     for name, effect in effects.items():
@@ -176,7 +142,8 @@ def table(effects: dict[str, Effect]) -> str:
 
 
 def conclusion(effects: dict[str, Effect]) -> str:
-    """One line on what follows from `gate_effect`: which part of the mask reaches the logits, and what it is worth."""
+    """One sentence on the effects of `gate_effect`: which part of the mask reaches the logits, and, with labels, how
+    much accuracy the pattern adds to the mask's mean."""
     moved = {name: float(effect.moved.mean()) for name, effect in effects.items()}
     if moved["mean"] < 1e-3:
         line = f"The mask's pattern does not reach the logits: its mean moves them by {moved['mean']:.2%}"
@@ -196,9 +163,8 @@ def conclusion(effects: dict[str, Effect]) -> str:
 
 
 def _effect(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor | None) -> Effect:
-    moved = (logits - reference).norm(dim=1) / reference.norm(dim=1)
     log_p, log_q = reference.log_softmax(1), logits.log_softmax(1)
     first = logits.argmax(1)
-    return Effect(moved.numpy(), (log_p.exp() * (log_p - log_q)).sum(1).numpy(),
+    return Effect(relative_change(logits, reference).numpy(), (log_p.exp() * (log_p - log_q)).sum(1).numpy(),
                   (first != reference.argmax(1)).numpy(),
                   None if labels is None else (first == labels.cpu()).numpy())

@@ -1,7 +1,7 @@
-"""Other attention in the Loupe's place: what a fair comparison puts after the same stage, with as many weights.
+"""Baselines: other attention in the Loupe's place, after the same stage and of the same number of parameters.
 
 Squeeze-and-Excitation (Hu et al. 2018) and CBAM (Woo et al. 2018) are timm's own modules. They return attended
-features and no mask, so they stand as a forward hook on the bare backbone.
+features and no mask, so they work as a forward hook on the bare backbone.
 """
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Loupe
 from loupe_core.model import LoupeModel
-from loupe_core.sites import locate, put_back, to_maps
+from loupe_core.sites import attach, locate, put_back, to_maps
+from loupe_lab.evidence.masks import centre_gaussian, mean, shuffle_cells
 
 
 class SelfAttentionMask(nn.Module):
@@ -48,8 +49,8 @@ def _with_width(kind: str, channels: int, width: int) -> nn.Module:
     return SelfAttentionMask(channels, width)
 
 
-def peer(kind: str, channels: int, parameters: int) -> nn.Module:
-    """Attention of this kind whose hidden width brings it closest to a number of parameters.
+def baseline(kind: str, channels: int, parameters: int) -> nn.Module:
+    """Attention of this kind, with the hidden width that brings it closest to a number of parameters.
 
     Args:
         kind: "se" or "cbam": features `(B, C, H, W)` -> features; "self-attention": features -> mask.
@@ -60,7 +61,7 @@ def peer(kind: str, channels: int, parameters: int) -> nn.Module:
         LoupeError: the kind is unknown.
     """
     if kind not in ("se", "cbam", "self-attention"):
-        raise LoupeError(f"peer {kind!r} is unknown; expected one of se, cbam, self-attention")
+        raise LoupeError(f"baseline {kind!r} is unknown; expected one of se, cbam, self-attention")
 
     def size(width: int) -> int:
         with torch.device("meta"):
@@ -72,25 +73,29 @@ def peer(kind: str, channels: int, parameters: int) -> nn.Module:
 
 
 def put_after(model: LoupeModel, module: nn.Module, site: str = "stage2") -> LoupeModel:
-    """Lets the features at a site pass through `module` (features -> features) on their way; changes `model`.
+    """Sends the features at a site through `module` (features -> features), and returns the `model`, changed in place.
 
-    `model.peer` is the module, so that it is trained and saved as the rest; `from_pretrained` does not know it.
+    `model.peer` is the module, so that it is trained and saved with the rest; `from_pretrained` does not know it.
 
     Raises:
         LoupeError: the site is unknown.
     """
     (place, layout), = locate(model.backbone, [site], model.img_size)
-    model.peer = module
+    model.peer = module  # the name is part of the keys in saved state dicts
 
     def hook(stage, inputs, output):
         return put_back(module(to_maps(output, layout, model.img_size)), output, layout)
 
-    model.backbone.get_submodule(place.module).register_forward_hook(hook)
+    attach(model.backbone, place, hook)
     return model
 
 
 class ControlMask(nn.Module):
-    """A mask that lacks one thing the Loupe's has; `gate.loupe` may be replaced by it, see `control`.
+    """A mask that lacks one property of the Loupe's; `gate.loupe` may be replaced by it, see `control`.
+
+    Args:
+        kind: "constant", "shuffled", "random" or "centre".
+        channels: Channels C of the features.
 
     Shape:
         features `(B, C, H, W)` -> mask `(B, 1, H, W)` in [0, 1].
@@ -106,26 +111,25 @@ class ControlMask(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         B, C, H, W = features.shape
         if self.kind == "centre":
-            y, x = torch.meshgrid(torch.linspace(-1, 1, H), torch.linspace(-1, 1, W), indexing="ij")
-            return torch.exp(-2 * (x**2 + y**2)).to(features).expand(B, 1, H, W)  # half the width is two deviations
+            return centre_gaussian(H, W, torch).to(features).expand(B, 1, H, W)
         mask = self.loupe(features)
         if self.kind == "constant":
-            return mask.mean((2, 3), keepdim=True).expand(B, 1, H, W)
-        if self.kind == "shuffled":  # new places at every training step, the same ones at every test
+            return mean(mask)
+        if self.kind == "shuffled":  # one order for all images: a new one per training step, the same one in eval mode
             draws = None if self.training else torch.Generator().manual_seed(self.seed)
-            return mask.flatten(2)[..., torch.randperm(H * W, generator=draws)].unflatten(2, (H, W))
+            return shuffle_cells(mask, torch.randperm(H * W, generator=draws))
         return mask
 
 
 def control(kind: str, channels: int) -> nn.Module:
-    """A mask to compare the Loupe's with, at the same number of parameters but for "cbam" (fewer).
+    """A mask to compare the Loupe's with. It has as many parameters, except "cbam", which has fewer.
 
     Args:
-        kind: "constant": the mean of a learned mask, one number an image; "shuffled": a learned mask whose values
-            are dealt to other places; "random": the mask of a Loupe that stays as it was drawn; "centre": a Gaussian
-            in the middle, the same for all; "cbam": the spatial half of CBAM (Woo et al. 2018), a 7x7 convolution of
-            the channels' mean and maximum, timm's.
-        channels: as for `Loupe`.
+        kind: "constant": the mean of a learned mask, one number per image; "shuffled": a learned mask whose cells are
+            shuffled; "random": the mask of a Loupe that keeps its random weights; "centre": `centre_gaussian`, the
+            same for all images; "cbam": timm's spatial half of CBAM (Woo et al. 2018), a 7x7 convolution of the
+            channels' mean and maximum.
+        channels: Channels C of the features.
 
     Raises:
         LoupeError: the kind is unknown.

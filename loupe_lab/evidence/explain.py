@@ -1,15 +1,16 @@
-"""Other answers to "where did it look?": Grad-CAM, integrated gradients, attention rollout, occlusion.
+"""Maps of where a model looked: the mask, Grad-CAM, integrated gradients, attention rollout, occlusion.
 
-They share one signature with the mask, and like a mask each is a map over the whole model input, at its own
-resolution: `heatmap.mask_to_original(map, geometry)` brings it to the photograph. Captum computes three of them.
+All share one signature, and each is a map over the whole model input, at its own resolution:
+`heatmap.mask_to_original(map, geometry)` brings it to the photograph. Captum computes three of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,30 +24,33 @@ from loupe_core.errors import LoupeError
 from loupe_core.sites import (
     Layout,
     Site,
+    attach,
     check_images,
     eval_mode,
     find_layout,
     find_sites,
     gate_of,
     locate,
-    observe,
+    module_outputs,
     put_back,
     to_maps,
     token_grid,
 )
 
 SWIN = (SwinTransformer, SwinTransformerV2)
-BATCH = 64  # images at once, where a map takes many
+BATCH = 64  # images per forward pass, where a map needs many
 
 
-def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **options) -> torch.Tensor:
-    """A map of where the model looked, one for each image: `(B, 3, H, W)` -> `(B, h, w)`, float, without gradient.
+def explain(model: nn.Module, images: torch.Tensor, method: str,
+            target: int | Sequence[int] | torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """One map per image of where the model looked: `(B, 3, H, W)` -> `(B, h, w)`, float32, without gradient.
 
-    - "mask": the gate's own cells. Option: `site`, where the model has several gates.
-    - "grad_cam": the cells of a site. Option: `site`; by default the features that the classifier reads.
-    - "integrated_gradients": pixels, signed. Option: `steps` = 50.
-    - "rollout": patches; the same for any target.
-    - "occlusion": pixels, signed. Options: `window` and `stride`, px, a 7th and a 14th of the image.
+    - "mask": a value per cell of the gate. Option: `site`, where the model has several gates.
+    - "grad_cam": a value per cell of a site. Option: `site`; by default the features that the classifier reads.
+    - "integrated_gradients": a signed value per pixel. Option: `steps` = 50.
+    - "rollout": a value per patch; the same for any target.
+    - "occlusion": a signed value per pixel. Options: `window` and `stride`, px; by default a 7th of the image's shorter
+      side, and half of the window.
 
     The model runs in eval mode. Afterwards its modes, hooks, fused attention and gradients are what they were.
 
@@ -54,7 +58,8 @@ def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **
         model: a `LoupeModel`, or a classifier from timm.
         images: `(B, 3, H, W)`, normalised, so that 0 is the mean colour.
         method: one of `METHODS`.
-        target: class to explain, or one for each image; None takes the predicted ones, for one more forward pass.
+        target: class to explain, or one per image; None takes the predicted ones, in one more forward pass.
+        options: of the method, see above.
 
     Raises:
         LoupeError: the method, the site or a class is unknown; the images have another shape; the model has no gate
@@ -65,15 +70,13 @@ def explain(model: nn.Module, images: torch.Tensor, method: str, target=None, **
     check_images(images)
     with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         x = images.detach().to(next(model.parameters()), copy=True)
-        for gate in getattr(model, "gates", {}).values():
-            gate.input_size = tuple(x.shape[-2:])
         target = None if method in ("mask", "rollout") else _classes(model, x, target)
         return METHODS[method](model, x, target, **options).detach().float()
 
 
 @dataclass
 class Passes:
-    """Images that went forward through a model, and images whose gradient came back."""
+    """How many images have gone forward through a model, and for how many a gradient was computed."""
 
     forward: int = 0
     backward: int = 0
@@ -81,7 +84,8 @@ class Passes:
 
 @contextmanager
 def count_passes(model: nn.Module) -> Iterator[Passes]:
-    """Counts while it is open: what an explanation costs, on any machine."""
+    """Within `with count_passes(model) as passes:` counts images forward and backward: a cost that is the same on any
+    machine."""
     passes = Passes()
 
     def went(module, inputs, output):
@@ -109,7 +113,7 @@ def _mask(model, x, target, site: str | None = None) -> torch.Tensor:
 
 
 def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
-    """Selvaraju et al. 2017: the features' sum, each weighed by its mean gradient; what is negative is cut to 0."""
+    """Selvaraju et al. 2017: the sum of the channels, each weighted by its mean gradient; negative values become 0."""
     backbone, size = _backbone(model), tuple(x.shape[-2:])
     place, layout = locate(backbone, [site], size)[0] if site else _last_features(backbone, x)
     probe = nn.Identity()  # sees the features as (B, C, h, w), which is how captum's Grad-CAM reads them
@@ -117,7 +121,7 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     def hook(module, inputs, output):
         return put_back(probe(to_maps(output, layout, size)), output, layout)
 
-    handle = backbone.get_submodule(place.module).register_forward_hook(hook)
+    handle = attach(backbone, place, hook)
     try:  # the image asks for a gradient, so that a frozen backbone passes one on too
         cam = LayerGradCam(model, probe).attribute(x.requires_grad_(), target)[:, 0]
     finally:
@@ -129,7 +133,7 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
 
 
 def _integrated_gradients(model, x, target, steps: int = 50) -> torch.Tensor:
-    """Sundararajan et al. 2017, from the mean colour to the image; the sum over the colours, so it keeps its sign."""
+    """Sundararajan et al. 2017, from the mean colour to the image, summed over the colours; signed."""
     method = IntegratedGradients(model)
     parts = [method.attribute(x[i : i + BATCH], 0, target[i : i + BATCH], n_steps=steps, internal_batch_size=BATCH)
              for i in range(0, len(x), BATCH)]  # captum takes no batch smaller than the number of images
@@ -137,8 +141,8 @@ def _integrated_gradients(model, x, target, steps: int = 50) -> torch.Tensor:
 
 
 def _occlusion(model, x, target, window: int | None = None, stride: int | None = None) -> torch.Tensor:
-    """Zeiler and Fergus 2014: the fall of the logit under a square of the mean colour. A pixel has the mean of all
-    squares that hide it."""
+    """Zeiler and Fergus 2014: how far the logit falls under a square of the mean colour; at each pixel the mean over
+    the squares that cover it."""
     window = window or max(min(x.shape[-2:]) // 7, 1)
     stride, colours = stride or max(window // 2, 1), x.shape[1]
     with torch.no_grad():
@@ -148,15 +152,15 @@ def _occlusion(model, x, target, window: int | None = None, stride: int | None =
 
 
 def _rollout(model, x, target) -> torch.Tensor:
-    """Abnar and Zuidema 2020: how much of each patch arrives, through all blocks, where the classifier reads.
+    """Abnar and Zuidema 2020: what fraction of the tokens that the classifier reads comes from each patch.
 
-    A block passes on 0.5 A + 0.5 I, with A the mean of its heads' attention and I for the residual connection. Of the
-    product of all blocks only one row is needed, so it is taken from the end: a plain ViT's row is its class token's
-    (the mean of the patches' where it averages), a Swin's is the mean of all tokens'.
+    A block is 0.5 A + 0.5 I, with A the mean of its heads' attention and I for the residual connection. Only one row of
+    the product of all blocks is needed, so it is computed from the last block on: for a plain ViT the row of its class
+    token (the mean of the patches' rows where it averages), for a Swin the mean of all rows.
 
-    Abnar and Zuidema know neither windows nor merging. For Swin, A is 0 outside of a (shifted) window, and patch
-    merging is the mean of each 2 x 2 tokens. Padding is no part of the image: its columns are dropped, and the rest
-    sums to 1 again. A gate multiplies features, not attention; it shows in here only by what follows from it.
+    The paper has neither windows nor merging. For Swin, A is 0 outside of a (shifted) window, and patch merging is the
+    mean of each 2 x 2 tokens. Padding is not part of the image: its columns are dropped and the rows sum to 1 again.
+    A gate multiplies features, not attention; it shows here only through the attention of later blocks.
     """
     backbone = _backbone(model)
     if isinstance(backbone, SWIN):
@@ -191,7 +195,7 @@ METHODS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def _through_windows(share: torch.Tensor, A: torch.Tensor, block: nn.Module) -> torch.Tensor:
-    """Shares of a block's tokens `(B, H, W)` times its attention `(B * windows, N, N)`, laid out as timm does."""
+    """Shares of a block's tokens `(B, H, W)` times its attention `(B * windows, N, N)`, in timm's order of windows."""
     B, H, W = share.shape
     window, (sh, sw) = tuple(block.window_size), block.shift_size
 
@@ -205,14 +209,16 @@ def _through_windows(share: torch.Tensor, A: torch.Tensor, block: nn.Module) -> 
 
 
 def _through_merging(share: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Shares of merged tokens `(B, h, w)` -> of the tokens `(B, H, W, C)` before: each 2 x 2 have equal parts of it."""
+    """Shares of merged tokens `(B, h, w)` -> of the tokens before, whose shape is `(B, H, W, C)`: `(B, H, W)`. Each
+    share is divided equally among its 2 x 2 tokens."""
     rows, columns = (torch.arange(side, device=share.device) // 2 for side in shape[1:3])
     members = rows.bincount()[:, None] * columns.bincount()  # 4, or fewer at an odd border
     return (share / members)[:, rows][:, :, columns]
 
 
 def _attention(model, blocks, x) -> tuple[dict, dict]:
-    """Each block's attention, mean over heads, `(B or B * windows, N, N)`; the shapes that blocks and mergings get."""
+    """Each block's attention, mean over heads, `(B or B * windows, N, N)`, and the shapes of the inputs of blocks and
+    mergings."""
     weights, shapes = {}, {}
     handles = [block.attn.attn_drop.register_forward_hook(
         lambda module, inputs, output, block=block: weights.update({block: output.mean(1)})) for block in blocks]
@@ -234,20 +240,21 @@ def _attention(model, blocks, x) -> tuple[dict, dict]:
 
 
 def _last_features(backbone: nn.Module, x: torch.Tensor) -> tuple[Site, Layout]:
-    """Grad-CAM's place by default: the backbone's last `norm` where it keeps the grid, else the end of the last stage.
+    """Grad-CAM's site by default: the backbone's last `norm` where it keeps the grid, else the end of the last stage.
 
-    Where a class token is read, the last `norm` has no gradient for the patches; the last block's first norm has.
+    Where the classifier reads a class token, the last `norm` has no gradient for the patches: then it is the first norm
+    of the last block.
     """
     site = [site for name, site in find_sites(backbone).items() if not name.endswith(".inside")][-1]
     by_token = getattr(backbone, "global_pool", "") == "token" and hasattr(backbone, "blocks")
     module = f"blocks.{len(backbone.blocks) - 1}.norm1" if by_token else "norm"
-    output = observe(backbone, x[:1], [module]).get(module)
+    output = module_outputs(backbone, x[:1], [module]).get(module)
     layout = None if output is None else find_layout(backbone, output, site, tuple(x.shape[-2:]))
     return (replace(site, module=module), layout) if layout else locate(backbone, [site.name], tuple(x.shape[-2:]))[0]
 
 
 def _without_padding(maps: torch.Tensor, backbone: nn.Module, site: Site, x: torch.Tensor) -> torch.Tensor:
-    """Swin pads an odd grid before it merges. Its last cells then reach beyond the image; the map is cut where it ends.
+    """The map without what lies outside of the image: Swin pads an odd grid, so its last cells reach beyond the image.
 
     112 px have 4 cells of 32 px after stage 4, which are 128 px: 4 x 4 becomes 7 x 7 cells of 16 px.
     """

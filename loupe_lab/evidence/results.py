@@ -1,20 +1,24 @@
-"""Recorded results: the rows in ``data/results`` that long runs have left, and the interval that goes with a mean."""
+"""Recorded results: the rows that long runs have written to `data/results`, their commit, and intervals of means."""
 
 import csv
 import json
 import os
+import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from loupe_core.errors import LoupeError
 
 
 def read_results(name: str) -> list[dict]:
-    """Rows of ``data/results/<name>.csv``, all text, or of ``<name>.json``, which holds arrays as well.
+    """Rows of `data/results/<name>.csv`, all values as text, or else of `<name>.json`, which may hold arrays.
 
-    They are looked for in the folder LOUPE_RESULTS, else here and in the folders above.
+    The folder is LOUPE_RESULTS where that is set, else the nearest `data/results` with such a file, from the working
+    directory upwards.
 
     Raises:
         LoupeError: there is no such file.
@@ -32,11 +36,24 @@ def read_results(name: str) -> list[dict]:
                      "start there, or set LOUPE_RESULTS to its folder data/results")
 
 
-def interval(values, level: float = 0.95) -> tuple[float, float]:
-    """Mean of a few runs and the half-width of its confidence interval (Student's t), say over seeds.
+def commit(root: Path, folders: Iterable[str]) -> str:
+    """Short hash of the commit that is checked out in `root`, with "-dirty" where files in these folders of it differ
+    from the commit or are new; "none" without git or outside of a repository."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True).stdout.strip()
+
+    try:
+        found, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *folders)
+    except FileNotFoundError:  # no git on this machine
+        return "none"
+    return found + ("-dirty" if changed else "") if found else "none"
+
+
+def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of a few runs, such as one per seed, and the half-width of its confidence interval (Student's t).
 
     Raises:
-        LoupeError: fewer than two values, which have no spread.
+        LoupeError: there are fewer than two values.
     """
     values = [float(v) for v in values]
     if len(values) < 2:
@@ -45,12 +62,12 @@ def interval(values, level: float = 0.95) -> tuple[float, float]:
     return sum(values) / len(values), float(half)
 
 
-def answers(right) -> str:
-    """Which test images a run got right, (N,) bool in the data set's order, as text that fits a cell: 8 images a byte,
-    in hexadecimal. `right_of` reads it."""
+def pack_right(right: ArrayLike) -> str:
+    """Which test images a run classified correctly, `(N,)` bool in the data set's order, as hexadecimal text: 8 images
+    per byte. `unpack_right` reads it."""
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
 
 
-def right_of(row: dict, images: int) -> np.ndarray:
-    """(images,) bool: which test images the run of this row got right (column `right`)."""
+def unpack_right(row: dict, images: int) -> np.ndarray:
+    """The column `right` of a row, which `pack_right` wrote: `(images,)` bool."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8), count=images).astype(bool)

@@ -1,22 +1,24 @@
-"""How well a mask or another heatmap points at what is known, and at what counts: scores that chance cannot fool.
+"""Scores of a mask or another heatmap, each with null maps to compare it with.
 
-Two kinds. `place` asks where a map is high: on the object, at its parts, at the part that tells its class. `faithful`
-and `randomisation` ask whether that is what the model's answer hangs on. A blurry map, or one that merely knows that
-birds sit in the middle, scores well in most of them (ROAR and ROAD reward blur: arXiv 2304.13836). So each score comes
-with those of null maps (`null_maps`), which have the map's own values in other places; what counts is the difference.
-scripts/record/grids_scorecard.py does all of it for the methods of `explain`.
+Two kinds. `localisation` asks where a map is high: on the object, at its parts, at the part that tells its class.
+`insertion_deletion` and `randomisation` ask whether the model's prediction depends on what the map shows. A blurry map,
+or one that merely knows that birds sit in the middle, scores well in most of them (ROAR and ROAD reward blur: arXiv
+2304.13836). So each score comes with those of null maps (`null_maps`), which have the map's own values in other places;
+what counts is the difference. scripts/record/grids_scorecard.py does all of it for the methods of `explain`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
+from numpy.typing import ArrayLike
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -25,23 +27,26 @@ from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 from loupe_core.heatmap import mask_to_original, peak
 from loupe_lab.evidence.explain import explain
+from loupe_lab.evidence.masks import border_ring, centre_gaussian, rank_correlation
 
 NULLS = ("another", "moved", "noise")
-PLACES = ("pointing", "energy", "iou", "keypoints", "energy_parts", "telling", "rank", "rank_on_object", "ring")
+LOCALISATION = ("pointing", "energy", "iou", "keypoints", "energy_parts", "telling", "rank", "rank_on_object", "ring")
 CURVES = ("insertion", "deletion")
-CELLS = 14  # a side of the grid on which maps are compared: that of the mask after stage 2 of swin_micro, 8 px a cell
-REACH = 0.1  # of the longer side of the box: as near to a part counts as at it (PCK at 0.1, Yang and Ramanan 2013)
-TOP = 0.1  # of what the model saw: the highest pixels, among which a part is looked for
+CELLS = 14  # per side of the grid on which maps are compared: as in the mask after stage 2 of swin_micro, 8 px each
+REACH = 0.1  # of the box's longer side: so near to a part counts as on it (PCK at 0.1, Yang and Ramanan 2013)
+TOP = 0.1  # of the pixels that the model saw: a part should be among the highest
 
 
-def rank_at(mask, cell: tuple[int, int], within=None) -> float:
-    """Where the value at one cell stands among the values of all cells: 1 the highest, 0.5 what chance gives, 0 the
-    lowest. Ties count half. Any monotone change of the mask leaves it as it is.
+def rank_at(mask: ArrayLike, cell: tuple[int, int], within: ArrayLike | None = None) -> float:
+    """The fraction of the other cells whose value is below the one at `cell`; ties count half.
+
+    1 is the highest, 0 the lowest, 0.5 what chance gives. A strictly increasing function of the mask has the same
+    ranks. nan where there is no other cell.
 
     Args:
-        mask: (H, W) array.
+        mask: `(H, W)`.
         cell: (row, column).
-        within: (H, W) bool, the cells to compare with (the bird's, say); None means all.
+        within: `(H, W)` bool, the cells to compare with (the bird's, say); None means all.
     """
     mask = np.asarray(mask, dtype=float)
     others = np.ones(mask.shape, bool) if within is None else np.array(within, bool)
@@ -52,11 +57,13 @@ def rank_at(mask, cell: tuple[int, int], within=None) -> float:
     return float((values < mask[cell]).mean() + 0.5 * (values == mask[cell]).mean())
 
 
-def on_object(segmentation, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
-    """Cells of a map over the model input whose centre lies on the object: `shape` (h, w), of the segmentation's dtype.
+def on_object(segmentation: ArrayLike, geometry: Geometry, shape: tuple[int, int]) -> np.ndarray:
+    """The segmentation's value at the centre of each cell of a map over the model input: `(h, w)`, its dtype.
 
     Args:
-        segmentation: (height, width) over the photograph.
+        segmentation: `(height, width)` over the photograph, True on the object.
+        geometry: of the model input.
+        shape: (h, w), of the map.
     """
     rows, columns = np.indices(shape)
     centres = (np.stack([columns, rows], -1) + 0.5) * (np.array(geometry.input_size) / shape)[::-1]
@@ -64,17 +71,18 @@ def on_object(segmentation, geometry: Geometry, shape: tuple[int, int]) -> np.nd
     return np.asarray(segmentation)[px[..., 1], px[..., 0]]
 
 
-def rank_of_part(mask, sample: Sample, part: int, segmentation=None) -> tuple[float, float]:
+def rank_of_part(mask: ArrayLike, sample: Sample, part: int,
+                 segmentation: ArrayLike | None = None) -> tuple[float, float]:
     """`rank_at` the cell that shows a part: among all cells, and among the cells whose centre lies on the bird.
 
     Args:
-        mask: (H, W) over the model input.
+        mask: `(H, W)` over the model input.
         sample: with its parts and its geometry.
         part: index into the sample's 15 parts, counted from 0.
-        segmentation: (height, width) bool over the photograph; without one the second rank is nan.
+        segmentation: `(height, width)` bool over the photograph; without one the second rank is nan.
 
     Returns:
-        Two ranks; nan where the part is not visible in the photograph or lies outside of the model input.
+        The two ranks; nan where the part is not visible in the photograph or lies outside of the model input.
     """
     mask, geometry = np.asarray(mask, dtype=float), sample.geometry
     cell_size = np.array(geometry.input_size) / mask.shape  # (h, w), px of the model input
@@ -90,11 +98,11 @@ def rank_of_part(mask, sample: Sample, part: int, segmentation=None) -> tuple[fl
 
 @dataclass
 class Scene:
-    """An image with what is known of it.
+    """An image and what is known about it.
 
     Args:
-        sample: with its geometry; its parts and its box, or neither.
-        object: (height, width) bool over the photograph, True on the object.
+        sample: with its geometry, and with parts and box for the scores that need them.
+        object: `(height, width)` bool over the photograph, True on the object.
         telling: indices of the parts that tell its class from its neighbours (two where there are two wings), or ().
     """
 
@@ -104,23 +112,23 @@ class Scene:
 
 
 def on_grid(maps: torch.Tensor, cells: int = CELLS) -> np.ndarray:
-    """Maps (N, h, w) on cells x cells, float64, so that they can be compared: finer ones averaged in each cell, coarser
-    ones read between their cells."""
+    """Maps `(N, h, w)` on one grid, `(N, cells, cells)` float64: finer ones averaged in each cell, coarser ones
+    interpolated (bilinear)."""
     maps = torch.as_tensor(maps, dtype=torch.float64)[:, None]
     if maps.shape[-1] >= cells:
         return F.adaptive_avg_pool2d(maps, cells)[:, 0].numpy()
     return F.interpolate(maps, (cells, cells), mode="bilinear")[:, 0].numpy()
 
 
-def null_maps(maps, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Maps (N, h, w) that know nothing of their image, and match the given ones in all else.
+def null_maps(maps: ArrayLike, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Maps `(N, h, w)` that know nothing of their image, and share other properties with the given ones.
 
     Args:
-        maps: (N, h, w), two or more of them.
+        maps: `(N, h, w)`, two or more of them.
         kind: "another": the map of another image of the set, which keeps where such maps are high on average;
-            "moved": the same map, turned, mirrored and moved around the borders, which keeps its shapes;
+            "moved": the same map, turned, mirrored and shifted around the borders, which keeps its shapes;
             "noise": the same values and, nearly, the same spectrum with random phases, which keeps area and blur alone.
-        rng: that the places are drawn from.
+        rng: source of the random numbers.
 
     Raises:
         LoupeError: the kind is unknown, or there is a single map and no other to take.
@@ -131,18 +139,20 @@ def null_maps(maps, kind: str, rng: np.random.Generator) -> np.ndarray:
                          "and two maps or more")
     if kind == "another":
         return np.roll(maps, rng.integers(1, len(maps)), axis=0)
-    return np.stack([(_moved if kind == "moved" else _noise)(map_, rng) for map_ in maps])
+    return np.stack([(_shifted if kind == "moved" else _noise)(map_, rng) for map_ in maps])
 
 
 def centre_prior(h: int = CELLS, w: int = CELLS) -> np.ndarray:
-    """(h, w): a Gaussian in the middle of the image; half of a side is two deviations. The guess to beat."""
-    y, x = np.linspace(-1, 1, h)[:, None], np.linspace(-1, 1, w)
-    return np.exp(-2 * (x**2 + y**2))
+    """`(h, w)`: a map that is the same for every image, `centre_gaussian`. A score should beat its score."""
+    return centre_gaussian(h, w)
 
 
-def highest(heatmap, area: float) -> np.ndarray:
-    """The highest `area` of the seen pixels: (H, W) in [0, 1], 1 in, 0 out. Pixels that tie for the last places share
-    them, as if lots were drawn; so an even map is `area` everywhere. NaN, where nothing was seen, is out."""
+def highest(heatmap: ArrayLike, area: float) -> np.ndarray:
+    """The highest pixels of a heatmap, a fraction `area` of those that are not NaN: `(H, W)`, 1 in, 0 out.
+
+    Pixels that tie for the last places share them: each gets the probability that a random choice would take it. So
+    a constant map becomes `area` everywhere.
+    """
     heatmap = np.asarray(heatmap, dtype=float)
     seen = np.isfinite(heatmap)
     values = heatmap[seen]
@@ -154,61 +164,65 @@ def highest(heatmap, area: float) -> np.ndarray:
     return result
 
 
-def place(maps, scenes: list[Scene]) -> dict[str, np.ndarray]:
-    """Where maps are high, by what is known of their images. In the photograph's pixels; one value an image, in [0, 1].
+def localisation(maps: ArrayLike, scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """Where maps are high, in the photograph's pixels: for each score an array `(N,)` with values in [0, 1].
 
-    - pointing: the peak lies on the object (Zhang et al. 2018).
-    - energy: the share of the map's sum that lies on the object.
-    - iou: intersection over union of the object and as many of the highest pixels (see `highest`).
-    - keypoints: the share of the visible parts that are among the highest tenth of the seen pixels.
-    - energy_parts: the share of the sum that lies near a visible part: within a tenth of the box's longer side.
-    - telling: the peak lies as near to the telling part.
+    - pointing: 1 where the peak lies on the object, else 0 (Zhang et al. 2018).
+    - energy: the fraction of the map's sum that lies on the object.
+    - iou: intersection over union of the object and the same number of highest pixels (see `highest`).
+    - keypoints: the fraction of the visible parts that are among the highest tenth of the seen pixels.
+    - energy_parts: the fraction of the sum that lies near a visible part: within a tenth of the box's longer side.
+    - telling: 1 where the peak lies that near to a part that tells the class, else 0.
     - rank, rank_on_object: `rank_of_part` of the telling part among all cells, and among the object's.
-    - ring: the share of the sum in the outermost cells of the model input, 52 of 14 x 14.
+    - ring: the fraction of the sum in the outermost cells of the model input, 52 of 14 x 14.
 
-    nan where it cannot be told: no parts, the telling part hidden or cut off, a map of zeros. What was cropped away
-    does not count.
+    nan where there is nothing to measure: no parts, the telling part hidden or cut off, a map of zeros. What was
+    cropped away does not count.
 
     Args:
-        maps: (N, h, w) over the model inputs, not negative: absolute values of signed maps.
+        maps: `(N, h, w)` over the model inputs, not negative: absolute values of signed maps.
         scenes: N of them.
 
     Raises:
-        LoupeError: another number of maps than scenes, or negative values.
+        LoupeError: the number of maps is not that of the scenes, or a value is negative.
     """
     maps = np.asarray(maps, dtype=float)
     if maps.ndim != 3 or len(maps) != len(scenes) or maps.min() < 0:
         raise LoupeError(f"maps: found shape {maps.shape} and least value {maps.min():.3g} for {len(scenes)} scenes; "
                          "expected (N, h, w) for N scenes, not negative (take absolute values of signed maps)")
-    rows = [_place(map_, scene) for map_, scene in zip(maps, scenes)]
-    return {name: np.array([row[name] for row in rows], dtype=float) for name in PLACES}
+    rows = [_localisation(map_, scene) for map_, scene in zip(maps, scenes)]
+    return {name: np.array([row[name] for row in rows], dtype=float) for name in LOCALISATION}
 
 
 @torch.no_grad()
-def faithful(model: nn.Module, images: torch.Tensor, maps, target=None, steps: int = 14, baseline: str = "blur",
-             seed: int = 0) -> dict[str, np.ndarray]:
-    """Does the answer hang on what the map shows? Insertion and deletion (Petsiuk et al. 2018), one value an image.
+def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
+                       target: int | Sequence[int] | torch.Tensor | None = None, steps: int = 14,
+                       baseline: str = "blur", seed: int = 0) -> dict[str, np.ndarray]:
+    """Does the prediction depend on what the map shows? Insertion and deletion (Petsiuk et al. 2018), per image.
 
     Insertion begins with the baseline and puts the image back, cell by cell, the map's highest first; deletion takes
-    the cells away in the same order. Each value is the area under the probability of `target`: of insertion a high
-    one, of deletion a low one speaks for the map. Cells that tie come in a random order.
+    the cells away in the same order. Each value is the area under the probability of `target`: a high one of insertion,
+    and a low one of deletion, speak for the map. Cells that tie come in a random order. Leaves the model in eval mode.
 
     Args:
-        images: (N, 3, H, W), normalised. maps: (N, h, w), any sign.
+        images: `(N, 3, H, W)`, normalised.
+        maps: `(N, h, w)`, any sign.
         target: class or classes; None takes the predicted ones.
-        steps: into which all cells are divided.
-        baseline: "blur", the image blurred by a 14th of its side, or "mean", the mean colour.
+        steps: number of steps in which all cells are put back or taken away.
+        baseline: "blur", the image under a Gaussian blur (deviation: a 14th of the shorter side), or "mean", the mean
+            colour.
+        seed: of the order of cells that tie.
 
     Returns:
-        The areas of insertion and of deletion, two arrays (N,).
+        "insertion" and "deletion": the areas, `(N,)` each.
 
     Raises:
-        LoupeError: the baseline is unknown, or another number of maps than images.
+        LoupeError: the baseline is unknown, or the number of maps is not that of the images.
     """
     maps = np.asarray(maps, dtype=float)
     if baseline not in ("blur", "mean") or maps.ndim != 3 or len(maps) != len(images):
-        raise LoupeError(f"faithful: found baseline {baseline!r} and maps {maps.shape} for {len(images)} images; "
-                         "expected 'blur' or 'mean', and one map (h, w) an image")
+        raise LoupeError(f"insertion_deletion: found baseline {baseline!r} and maps {maps.shape} for {len(images)} "
+                         "images; expected 'blur' or 'mean', and one map (h, w) per image")
     model.eval()
     n, (h, w), side = len(maps), maps.shape[1:], min(images.shape[-2:])
     sigma = side / 14
@@ -234,40 +248,36 @@ def faithful(model: nn.Module, images: torch.Tensor, maps, target=None, steps: i
             for name, curve in curves.items()}
 
 
-def likeness(maps, others) -> np.ndarray:
-    """Spearman's rank correlation of each map with its other, (N, h, w) twice -> (N,); nan where a map is even."""
-    a, b = (rankdata(np.asarray(m, dtype=float).reshape(len(m), -1), axis=1) for m in (maps, others))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    spread = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), spread, out=np.full(len(a), np.nan), where=spread > 0)
-
-
 LAYERS = {"head": "backbone.head", "last_stage": "backbone.layers.3", "all": ""}
 
 
-def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", target=None, layers=None, seed: int = 0,
-                  **options) -> dict[str, np.ndarray]:
-    """Does the map notice when the model forgets (Adebayo et al. 2018)? Its `likeness` to itself, one value an image,
-    after layers lost what they had learned, from the top down and each on top of those before.
+def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask",
+                  target: int | Sequence[int] | torch.Tensor | None = None, layers: Mapping[str, str] | None = None,
+                  seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
+    """Does the map change when the model loses what it has learned (Adebayo et al. 2018)?
 
-    A layer forgets by dealing the values of each of its weights to other places, so that their scale stays. Signed maps
-    count by their absolute values. The model itself is left alone.
+    Layers are randomised one after another, from the classifier down, each in addition to those before: the values of
+    each of their parameter tensors are shuffled, so that the scale stays. Signed maps count by their absolute values.
+    The model itself is not changed: the test works on a copy.
 
     Args:
+        images: `(N, 3, H, W)`, normalised.
+        method: of `explain`.
         target: class or classes to explain throughout; None takes those predicted before.
-        layers: name -> module, of which "" is the whole model; None means `LAYERS`, a Swin's.
+        layers: name -> dotted name of a module, "" for the whole model; None means `LAYERS`, a Swin's.
+        seed: of the shuffled weights.
         options: for `explain`.
 
     Returns:
-        Likeness (N,) after each of the layers; and under "another" the likeness to the map of another image with all
-        layers intact. A map that stays more alike than that still knows its image.
+        For each of the layers the `rank_correlation` `(N,)` of the map with the map before; and, as "another", that
+        of the map before with another image's. A map that stays above that still depends on its image.
 
     Raises:
-        LoupeError: a layer that the model lacks.
+        LoupeError: the model lacks one of the layers.
     """
     layers, forgetful = layers or LAYERS, deepcopy(model).eval()
     if lacking := [name for name in layers.values() if name and name not in dict(model.named_modules())]:
-        raise LoupeError(f"layers: found {lacking[0]!r}, expected modules of this {type(model).__name__}, such as "
+        raise LoupeError(f"layers: found {lacking[0]!r}; expected modules of this {type(model).__name__}, such as "
                          f"{[name for name, _ in model.named_modules()][-1]!r}")
     if target is None:
         with torch.no_grad():
@@ -277,26 +287,25 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask", 
         return on_grid(explain(forgetful, images, method, target, **options).abs())
 
     before, draws = maps_now(), torch.Generator().manual_seed(seed)
-    alike = {}
+    found = {}
     for name, module in layers.items():
         with torch.no_grad():
             for weight in forgetful.get_submodule(module).parameters():
                 weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=draws)].view_as(weight))
-        alike[name] = likeness(before, maps_now())
-    return alike | {"another": likeness(before, np.roll(before, len(before) // 2, axis=0))}
+        found[name] = rank_correlation(before, maps_now())
+    return found | {"another": rank_correlation(before, np.roll(before, len(before) // 2, axis=0))}
 
 
-def _place(map_, scene) -> dict[str, float]:
+def _localisation(map_, scene) -> dict[str, float]:
     sample, on = scene.sample, np.asarray(scene.object, dtype=bool)
     geometry, nan = sample.geometry, math.nan
     heatmap = mask_to_original(map_, geometry)
     seen, total = np.isfinite(heatmap), np.nansum(heatmap)
     x, y = peak(map_, geometry)
-    found = dict.fromkeys(PLACES, nan) | dict(pointing=on[int(y), int(x)])
-    ring = np.ones(map_.shape, bool)
-    ring[1:-1, 1:-1] = False
+    found = dict.fromkeys(LOCALISATION, nan) | dict(pointing=on[int(y), int(x)])
     if total > 0:
-        found |= dict(energy=np.nansum(heatmap[on]) / total, ring=map_[ring].sum() / map_.sum())
+        ring = map_[border_ring(*map_.shape)].sum() / map_.sum()
+        found |= dict(energy=np.nansum(heatmap[on]) / total, ring=ring)
     object_, chosen = on & seen, highest(heatmap, (on & seen).sum() / seen.sum())
     both = chosen[object_].sum()
     found["iou"] = both / (chosen.sum() + object_.sum() - both) if object_.any() else nan
@@ -324,7 +333,7 @@ def _place(map_, scene) -> dict[str, float]:
     return found
 
 
-def _moved(map_, rng) -> np.ndarray:
+def _shifted(map_, rng) -> np.ndarray:
     turns = 4 if map_.shape[0] == map_.shape[1] else 2
     map_ = np.rot90(map_, rng.integers(turns) * (4 // turns))
     map_ = map_[:, ::-1] if rng.integers(2) else map_
@@ -334,6 +343,6 @@ def _moved(map_, rng) -> np.ndarray:
 def _noise(map_, rng) -> np.ndarray:
     phases = np.exp(1j * np.angle(np.fft.fft2(rng.normal(size=map_.shape))))
     field = np.fft.ifft2(np.abs(np.fft.fft2(map_ - map_.mean())) * phases).real
-    dealt = np.empty(map_.size)
-    dealt[field.argsort(axis=None)] = np.sort(map_, axis=None)
-    return dealt.reshape(map_.shape)
+    result = np.empty(map_.size)
+    result[field.argsort(axis=None)] = np.sort(map_, axis=None)
+    return result.reshape(map_.shape)

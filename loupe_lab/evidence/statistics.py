@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from loupe_core.errors import LoupeError
@@ -23,15 +24,15 @@ class Difference(NamedTuple):
         return self.mean + self.half
 
 
-def paired_difference(a, b, level: float = 0.95, resamples: int = 2000) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, resamples: int = 2000) -> Difference:
     """Mean of a - b over seeds and images, with an interval that holds for new seeds and new images alike.
 
-    Seeds and images are drawn again together, by bootstrap ("pigeonhole": Owen 2007), and the standard error found so
-    is widened by Student's t with S - 1 degrees of freedom, since a few seeds tell their spread poorly. For many
+    The bootstrap resamples seeds and images together ("pigeonhole": Owen 2007). The half-width is its standard error
+    times Student's t with S - 1 degrees of freedom, since a few seeds estimate their spread poorly. For many
     comparisons at once take a higher level (1 - 0.05 / comparisons is Bonferroni's).
 
     Args:
-        a, b: (S, N), for each seed and image: right or wrong, or any number. Row s and column i belong together.
+        a, b: `(S, N)`, for each seed and image: right or wrong, or any number. Row s and column i belong together.
 
     Raises:
         LoupeError: the shapes differ, or there are fewer than two seeds.
@@ -49,14 +50,18 @@ def paired_difference(a, b, level: float = 0.95, resamples: int = 2000) -> Diffe
     return Difference(float(difference.mean()), float(stats.t.ppf((1 + level) / 2, S - 1) * error))
 
 
-def mcnemar(a, b) -> tuple[int, int, float]:
+def mcnemar(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     """McNemar's exact test of two models on the same images.
 
     Args:
-        a, b: (N,) bool, which images each got right.
+        a, b: `(N,)` bool, which images each classified correctly.
 
     Returns:
-        Images that a alone got right, images that b alone got right, and the two-sided p of a split as uneven.
+        The number of images that only a classified correctly, the number that only b did, and the two-sided p of a
+        split at least as uneven.
+
+    Raises:
+        LoupeError: the shapes differ, or are not `(N,)`.
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1:
@@ -67,6 +72,6 @@ def mcnemar(a, b) -> tuple[int, int, float]:
 
 
 def proportion(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval (low, high) of a share: `hits` of `n`."""
+    """Wilson's confidence interval (low, high) for the fraction `hits / n`."""
     found = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
     return float(found.low), float(found.high)

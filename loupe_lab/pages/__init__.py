@@ -1,1 +1,1 @@
-"""Helpers of the pages: one style of figures, questions that mark themselves, the heatmap explorer."""
+"""Helpers of the pages: the style of the figures, multiple-choice questions, the heatmap explorer."""

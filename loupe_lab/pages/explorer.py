@@ -1,8 +1,8 @@
 """The heatmap explorer: pictures, heatmaps and controls in one widget.
 
-In Jupyter and on Colab it is an ipywidget (through anywidget) with Python behind it, and takes the reader's photograph.
-In a published page there is no kernel; there the same script runs on the data that the notebook's output carries, so
-everything but the photograph works the same. Needs the package anywidget (``pip install 'loupe-core[book]'``).
+In Jupyter and on Colab it is an ipywidget (through anywidget) connected to Python, and can take a reader's photograph.
+A published page has no kernel; there the same script runs on the data in the notebook's output, so everything but the
+photograph works the same. Needs the package anywidget (`pip install 'loupe-core[chapters]'`).
 """
 
 import base64
@@ -36,15 +36,15 @@ try:
 except ImportError as error:
     raise LoupeError("the explorer needs the package anywidget; install it: pip install anywidget") from error
 
-CELL = 8  # px of the model's input: a peak this near to a part hits it. One cell of swin_micro's mask after stage 2.
+CELL = 8  # px of the model's input: a peak within this distance of a part hits it; a cell of swin_micro's stage-2 mask.
 
 
 @dataclass
 class Picture:
-    """A photograph to look at. It is kept as WebP, which loses a little; models are to see what the reader sees.
+    """An image to explore. It is kept as lossy WebP, so that models and the reader see the same pixels.
 
-    image: RGB, 8 bit. geometry: its way into the model. parts: name -> (x, y) in the photograph, the visible ones.
-    truth: its class, if known. telling: the part that tells this class from its neighbours, if known.
+    image: RGB, 8 bit. geometry: how it becomes the model's input. parts: name -> (x, y) in the image in px, the visible
+    ones. truth: its class, if known. telling: the part that distinguishes this class from similar ones, if known.
     """
 
     name: str
@@ -63,30 +63,31 @@ class Picture:
 
 @dataclass
 class Answer:
-    """What a source says of a picture: a map `(h, w)` over the model input, and the likeliest classes, best first."""
+    """One source's answer to a picture: a heatmap `(h, w)` over the model's input, and the most likely classes with
+    their probabilities, highest first."""
 
     map: Any
     top: Sequence[tuple[str, float]] = ()
 
 
 def readable(class_name: str) -> str:
-    """``001.Black_crowned_Marrel`` -> Black crowned Marrel."""
+    """`001.Black_crowned_Marrel` -> Black crowned Marrel."""
     return class_name.split(".", 1)[-1].replace("_", " ")
 
 
 def likeliest(model: torch.nn.Module, images: torch.Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The `k` likeliest classes of each image `(B, 3, H, W)` with their probabilities; `model` has `class_names` or
-    their numbers stand for them."""
+    """The `k` most likely classes of each image `(B, 3, H, W)` with their probabilities, highest first; their names
+    are those in `model.class_names`, or "class 0" and so on without it."""
     with eval_mode(model), torch.no_grad():
-        shares = model(images).softmax(1)
-    names = getattr(model, "class_names", None) or [f"class {i}" for i in range(shares.shape[1])]
-    best = shares.topk(min(k, shares.shape[1]))
+        probabilities = model(images).softmax(1)
+    names = getattr(model, "class_names", None) or [f"class {i}" for i in range(probabilities.shape[1])]
+    best = probabilities.topk(min(k, probabilities.shape[1]))
     return [[(readable(names[i]), float(p)) for p, i in zip(values, numbers.tolist())]
             for values, numbers in zip(best.values, best.indices)]
 
 
-def ask(model: torch.nn.Module, pictures: Sequence[Picture], method: str = "mask", **options) -> list[Answer]:
-    """One source for the explorer: `explain` by `method` (its options go with it) and the likeliest classes.
+def ask(model: torch.nn.Module, pictures: Sequence[Picture], method: str = "mask", **options: Any) -> list[Answer]:
+    """One source for the explorer: heatmaps by `explain` with this method and options, and the most likely classes.
 
     Raises:
         LoupeError: as in `explain`.
@@ -98,14 +99,17 @@ def ask(model: torch.nn.Module, pictures: Sequence[Picture], method: str = "mask
 
 
 def picture_of(sample: Sample, image: Image.Image, class_names: Sequence[str] = (), telling: str = "") -> Picture:
-    """A sample of a data set with its photograph, class and visible parts."""
+    """The picture of a data set's sample: its image, with class and visible parts."""
     parts = {} if sample.parts is None else _visible(sample.parts)
     truth = readable(class_names[sample.label]) if len(class_names) else ""
     return Picture(truth or Path(sample.path).name, image, sample.geometry, parts, truth, telling)
 
 
 def field_birds(transform: Callable, count: int = 12, size: int = 336) -> list[Picture]:
-    """Field-guide birds to explore: one of each group in turn, drawn with seeds of their own, `size` px wide."""
+    """`count` drawn birds, `size` px wide: one from each group in turn, with seeds that no training set uses.
+
+    `transform`: how an image becomes the model's input (see `transforms_for`).
+    """
     birds = []
     for i in range(count):
         species = SPECIES[4 * (i % 12) + (i + i // 12) % 4]
@@ -118,21 +122,21 @@ def field_birds(transform: Callable, count: int = 12, size: int = 336) -> list[P
 
 
 class HeatmapExplorer(anywidget.AnyWidget):
-    """Pictures and heatmaps to explore; show it as the last value of a cell.
+    """The widget; a cell shows it as its last value.
 
-    Its choices can be read and set from Python as well: `picture` and `source` (numbers), `view` ("over", "beside",
+    Its controls can also be read and set from Python: `picture` and `source` (indices), `view` ("over", "beside",
     "all"), `opacity` in [0, 1], `percentile` of the contour, `contour` and `parts` (bool).
 
     Args:
         pictures: one or more.
-        sources: name -> one `Answer` for each picture, or `(answers, note)` with a line that says what it is.
-        recompute: picture -> {name of a source: `Answer`}; with it the reader can add a photograph where Python runs.
-            Give `transform` as well.
+        sources: name -> one `Answer` per picture, or `(answers, note)` with a line that explains the source.
+        recompute: picture -> {name of a source: `Answer`}; with it the reader can add a photograph where a kernel
+            runs. Needs `transform`.
         transform: how a photograph becomes the model's input, for its geometry (see `transforms_for`).
-        **choices: where to begin, such as `source=2, opacity=0.7`.
+        **choices: initial values of the controls, such as `source=2, opacity=0.7`.
 
     Raises:
-        LoupeError: no picture or no source; a source with another number of answers; a map that is not (h, w) or not
+        LoupeError: no picture or no source; a source without one answer per picture; a map that is not (h, w) or not
             finite; `recompute` without `transform`.
     """
 
@@ -150,7 +154,7 @@ class HeatmapExplorer(anywidget.AnyWidget):
     message = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, pictures: Sequence[Picture], sources: dict, recompute: Callable | None = None,
-                 transform: Callable | None = None, **choices) -> None:
+                 transform: Callable | None = None, **choices: Any) -> None:
         if not pictures or not sources:
             raise LoupeError(f"explorer: found {len(pictures)} pictures and {len(sources)} sources, expected one or "
                              "more of each")
@@ -171,10 +175,10 @@ class HeatmapExplorer(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def add(self, path: str | Path) -> None:
-        """Add the photograph in a file and turn to it, as the upload button does.
+        """Adds the photograph in a file and shows it, as the upload button does.
 
         Raises:
-            LoupeError: it cannot be read; or the explorer was made without `recompute`.
+            LoupeError: it cannot be read, or the explorer was made without `recompute`.
         """
         if self._recompute is None:
             raise LoupeError("explorer: it was made without recompute, so it takes no photograph; expected recompute=")
@@ -205,7 +209,7 @@ class HeatmapExplorer(anywidget.AnyWidget):
             self.message = f"{name} cannot be used: {str(error).split(': ', 1)[-1]}"
 
     def html(self) -> str:
-        """The explorer as a piece of HTML that needs no kernel and nothing else."""
+        """The explorer as HTML that needs no kernel and no other file."""
         state = {key: getattr(self, key) for key in ("data", "picture", "source", "view", "opacity", "percentile",
                                                      "contour", "parts", "uploads")} | dict(live=False, message="")
         text = json.dumps(state, separators=(",", ":")).replace("<", "\\u003c")
@@ -222,7 +226,7 @@ class HeatmapExplorer(anywidget.AnyWidget):
 
 
 def _visible(parts) -> dict[str, tuple[float, float]]:
-    """Parts (15, 3) -> name: (x, y) of those that are seen."""
+    """Parts (15, 3) -> name: (x, y) of the visible ones."""
     return {name: (x, y) for name, (x, y, visible) in zip(PARTS, parts.tolist()) if visible}
 
 

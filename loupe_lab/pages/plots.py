@@ -1,10 +1,11 @@
-"""One style for the book's figures, and alt text that goes with each of them.
+"""The style of the book's figures, and their alternative text.
 
-Colours are Okabe and Ito's (2008), told apart in grey and by colour-blind readers; lines differ in dash as well.
-Figures bring their own white ground, so they read the same on a light and on a dark page.
+The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; lines also differ in dash.
+Figures have a white background, so they look the same on a light and on a dark page.
 """
 
 import io
+from typing import Any
 
 import matplotlib
 from cycler import cycler
@@ -20,15 +21,18 @@ STYLE = {
 }
 
 
-def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3), **kwargs):
-    """A new figure in the book's style with its axes, outside pyplot: nothing to close, nothing shown twice."""
+def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3), **kwargs: Any) -> tuple[Figure, Any]:
+    """A new figure in the book's style, `size` inches large, and its axes, as `Figure.subplots(**kwargs)` gives them.
+
+    It is not registered with pyplot, so it need not be closed and is not shown twice.
+    """
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=size)
         return fig, fig.subplots(rows, columns, **kwargs)
 
 
 def show(fig: Figure, alt: str) -> None:
-    """Displays `fig` in a notebook with `alt` as its alternative text, which the page build hands to the reader."""
+    """Displays `fig` in a notebook, with `alt` as its alternative text there and on the built page."""
     from IPython.display import display
 
     png = io.BytesIO()

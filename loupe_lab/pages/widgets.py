@@ -1,8 +1,8 @@
-"""What a published page can do without a kernel: questions that mark themselves, and pictures to step through.
+"""Multiple-choice questions and series of figures that work on a published page without a kernel.
 
-Both are plain HTML: a radio button knows that it is chosen, and a line of CSS shows what belongs to it. No script
-runs, so they also work with the keyboard, with a screen reader, offline, and in a notebook that is not trusted.
-With a kernel, `claim` compares a run with the text.
+Both are plain HTML: radio buttons, and CSS rules that show what belongs to the chosen one. No script runs, so they
+also work with the keyboard, with a screen reader, offline, and in a notebook that is not trusted. Where a kernel runs,
+`claim` compares the results of a run with the text.
 """
 
 import base64
@@ -19,7 +19,7 @@ from PIL import Image
 from loupe_core.errors import LoupeError
 from loupe_lab.pages.plots import STYLE
 
-# The colours are the page's own, light or dark; right and wrong are told by a word first, and by a bar at the side.
+# The colours of the text are the page's, light or dark; right and wrong are marked by a word and by a coloured bar.
 _STYLE = """<style>
 .loupe-ask {border: 1px solid currentColor; border-radius: 6px; padding: .8em 1em; margin: 1em 0; min-width: 0}
 .loupe-ask legend {float: left; width: 100%; font-size: 1em; font-weight: 600; padding: 0; margin: 0 0 .3em}
@@ -36,33 +36,33 @@ _STYLE = """<style>
 
 
 def claim(holds: bool, sentence: str) -> None:
-    """Says where a sentence of the text does not hold in this run, as a reader's changed number may have it.
+    """Prints a line if a sentence of the text does not hold in this run, for example after a reader changed a number.
 
     Args:
-        holds: whether it does; then nothing is shown.
+        holds: whether the sentence holds; if so, nothing is printed.
         sentence: what the text says.
 
     Raises:
-        LoupeError: it does not, and the environment variable LOUPE_STRICT is set, as it is for tests and builds.
+        LoupeError: it does not hold, and the environment variable LOUPE_STRICT is set, as in tests and builds.
     """
     if holds:
         return
     if os.environ.get("LOUPE_STRICT"):
         raise LoupeError(f"claim: found that {sentence!r} does not hold; expected what the chapter's text says")
-    print(f"Other than in the text, which says: {sentence}.")
+    print(f"This run differs from the text, which says: {sentence}.")
 
 
 def quiz(question: str, answers: dict[str, str], right: str) -> None:
-    """Shows a question with its answers; the one that the reader chooses is marked at once, with its reason.
+    """Shows a multiple-choice question; the answer that the reader chooses is marked at once, with the reason.
 
     Args:
-        question: plain text; what stands in `backticks` is set as code.
+        question: plain text; text in `backticks` is set as code.
         answers: answer -> why it is right or wrong, in the order to show.
-        right: the right one, word for word; let a cell compute it where it can. One that is none of the answers is
-            told (see `claim`) and joins them.
+        right: the right answer, word for word, computed by a cell where possible. If it is not one of `answers`, a
+            line says so (see `claim`) and it is added to them.
 
     Raises:
-        LoupeError: `right` is none of the answers, and LOUPE_STRICT is set.
+        LoupeError: `right` is not one of `answers`, and LOUPE_STRICT is set.
     """
     if right not in answers:
         claim(False, f"the answer is one of {', '.join(answers)}")
@@ -77,15 +77,15 @@ def quiz(question: str, answers: dict[str, str], right: str) -> None:
 
 
 def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None = None) -> None:
-    """Shows one of several figures; the reader chooses which. The first, or `start`, is there at the beginning.
+    """Shows one of several figures, which the reader chooses.
 
     Args:
         name: what is chosen, such as "lambda".
-        pictures: label of the choice -> (figure, alternative text); figures of one size.
-        start: the label to begin with.
+        pictures: label of the choice -> (figure, alternative text); figures of the same size.
+        start: label of the figure to show at the beginning; None: the first.
 
     Raises:
-        LoupeError: there is no picture, or none is labelled `start`.
+        LoupeError: `pictures` is empty or has no label `start`.
     """
     if not pictures or (start is not None and start not in pictures):
         raise LoupeError(f"frames: start={start!r}; expected one of {list(pictures)}")
@@ -115,7 +115,7 @@ def _text(words: str) -> str:
 
 
 def _name(*words: str) -> str:
-    """A name for the group of buttons: the same in every run, another for every other question."""
+    """A name for the group of buttons: the same in every run, different for different words."""
     return f"{words[0]}-{zlib.crc32('|'.join(words).encode()):08x}"
 
 

@@ -1,10 +1,10 @@
-"""Where this repository lives: _config.yml holds it, and this script writes it wherever a reader follows it.
+"""The address of this repository: _config.yml holds it, and this script writes it into every file that needs it.
 
-    python scripts/publish/address.py https://github.com/OWNER/NAME   # the pages' buttons, first cells, citation, badges
-    python scripts/publish/address.py                                 # in a GitHub workflow: its own; else that of _config.yml
+    python scripts/publish/address.py https://github.com/OWNER/NAME
+    python scripts/publish/address.py    # in a GitHub workflow: its repository's address; otherwise that in _config.yml
 
-Text between the two marks `address` and `/address` is this script's own. Until an address is given, the pages say that
-there is none.
+The pages' buttons, the first cells, the citation and the badges have the address. This script replaces the text between
+the marks `address` and `/address`. Until an address is given, the pages say that there is none.
 """
 
 import os
@@ -20,7 +20,7 @@ COLAB = "https://colab.research.google.com"
 
 GITHUB = re.compile(r"(https://github\.com/([A-Za-z0-9-]+)/([\w.-]+?))(?:\.git)?/?")
 BLOCK = re.compile(r"^( *(?:#|<!--) address\b[^\n]*\n)(.*?)(^ *(?:#|<!--) /address)", re.MULTILINE | re.DOTALL)
-# In a notebook's JSON, which stays as it is byte for byte but for the address.
+# In a notebook's JSON, of which only the address changes.
 FIRST_CELL = re.compile(r'(os\.environ\.get\(\\"LOUPE_ADDRESS\\")(?:, \\"[^"\\]*\\")?\)')
 
 UNSET = "This book's repository has no address yet: `make address URL=https://github.com/OWNER/NAME` gives it one."
@@ -31,19 +31,19 @@ class AddressError(Exception):
 
 
 def read(root: Path = ROOT) -> str:
-    """The address that _config.yml holds, without a slash at its end; "" as long as there is none."""
+    """The address in _config.yml, without a slash at the end; "" if there is none."""
     return (yaml.safe_load((root / "_config.yml").read_text()).get("repository") or {}).get("url", "")
 
 
 def published(url: str) -> str:
-    """Where GitHub Pages show the book of this repository."""
+    """The address of the book of this repository on GitHub Pages."""
     _, owner, name = GITHUB.fullmatch(url).groups()
     site = f"https://{owner.lower()}.github.io/"
     return site if name.lower() == f"{owner.lower()}.github.io" else f"{site}{name}/"
 
 
 def blocks(root: Path, url: str) -> dict[str, list[str]]:
-    """file -> what stands between its marks, in their order."""
+    """file -> the texts between its pairs of marks, in order."""
     if not url:
         footer = re.sub("`(.+)`", r"<code>\1</code>", UNSET)
         return {
@@ -74,11 +74,11 @@ def texts(root: Path, url: str) -> dict[Path, str]:
     """file -> its whole text with this address.
 
     Raises:
-        AddressError: a file has not the marks that it should have, a chapter not the first cell.
+        AddressError: a file does not have the expected marks, or a chapter not the expected first cell.
     """
     found = {}
     for name, parts in blocks(root, url).items():
-        between = BLOCK.split((root / name).read_text())  # text, mark, what is between, mark, text, ...
+        between = BLOCK.split((root / name).read_text())  # text, mark, text between, mark, text, ...
         if len(between) != 4 * len(parts) + 1:
             raise AddressError(f"{name} has {len(between) // 4} pairs of the marks `address` and `/address`; expected "
                                f"{len(parts)}")
@@ -93,16 +93,16 @@ def texts(root: Path, url: str) -> dict[Path, str]:
 
 
 def disagreeing(root: Path = ROOT) -> list[str]:
-    """The files that have another address than _config.yml."""
+    """The files whose address differs from that in _config.yml."""
     wanted = texts(root, read(root))
     return [str(path.relative_to(root)) for path, text in wanted.items() if path.read_text() != text]
 
 
 def write(url: str, root: Path = ROOT) -> list[str]:
-    """Writes the address into every file that wants it; returns the names of those that changed.
+    """Writes the address into every file that needs it; returns the names of those that changed.
 
     Raises:
-        AddressError: it is no address of a repository on GitHub, or a file has no place for it.
+        AddressError: it is not the address of a repository on GitHub, or a file has no place for it.
     """
     if url and not (match := GITHUB.fullmatch(url)):
         raise AddressError(f"{url!r} is no address of a repository; expected https://github.com/OWNER/NAME")

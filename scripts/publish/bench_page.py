@@ -1,6 +1,6 @@
-"""The tables of the page "Scaling up", made from data/results/bench_*.json. No measured number is typed there.
+"""The tables of the page "Scaling up", made from data/results/bench_*.json, so that no measured number is typed there.
 
-    python scripts/publish/bench_page.py     # print them
+    python scripts/publish/bench_page.py    # print them
 """
 
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 
-# A card and its network, as their makers name them; what share of the card's peak a training reaches is an assumption.
-CARD, PEAK, SHARE = "H100", 989e12, 0.4  # dense bf16, operations a second
-LINK = {8: (450e9, "NVLink, one node"), 64: (50e9, "400 Gbit/s a card, eight nodes")}  # bytes a second and card
-BATCH, IMAGES = 16, 5394  # images a card and step (the paper's); CUB's training images without a tenth
+# A card and its network, as in their data sheets; the fraction of the peak that training reaches is an assumption.
+CARD, PEAK, UTILISATION = "H100", 989e12, 0.4  # dense bf16, operations per second
+LINK = {8: (450e9, "NVLink, one node"), 64: (50e9, "400 Gbit/s per card, eight nodes")}  # bytes per second and card
+BATCH, IMAGES = 16, 5394  # images per card and step, as in the paper; CUB's training images without a tenth
 
 
 def read(name: str) -> dict:
@@ -68,7 +68,7 @@ def loader() -> str:
 
 
 def explanations() -> str:
-    columns = dict(method="method", passes="passes", ms="ms an image") | SPREAD
+    columns = dict(method="method", passes="passes", ms="ms per image") | SPREAD
     return table(list(map(spread, read("explanations").get("rows", []))), columns)
 
 
@@ -79,19 +79,19 @@ def growth() -> str:
 
 
 def cards() -> str:
-    """Swin-Base on many cards, on paper: bytes of gradients against operations."""
+    """Swin-Base on many cards, calculated: time to exchange the gradients against time to compute them."""
     exact = {row["what"]: row["gated"] for row in read("gate").get("rows", [])}
     if not exact:
         return table([], {})
-    size, compute = 4 * exact["parameters"], 3 * exact["FLOPs an image"] * BATCH / (PEAK * SHARE)
+    size, compute = 4 * exact["parameters"], 3 * exact["FLOPs an image"] * BATCH / (PEAK * UTILISATION)
     rows = []
     for cards, (speed, what) in LINK.items():
-        exchange = 2 * (cards - 1) / cards * size / speed  # a ring sends each byte twice, but for one share
+        exchange = 2 * (cards - 1) / cards * size / speed  # ring all-reduce: each card sends 2 (n - 1) / n of the bytes
         rows.append({"cards": f"{cards} ({what})", "compute, ms": 1000 * compute, "exchange, ms": 1000 * exchange,
-                     "exchange / compute": exchange / compute, "images a step": BATCH * cards,
-                     "steps an epoch": -(-IMAGES // (BATCH * cards))})
+                     "exchange / compute": exchange / compute, "images per step": BATCH * cards,
+                     "steps per epoch": -(-IMAGES // (BATCH * cards))})
     return (f"Gradients: {size / 1e6:,.0f} MB in fp32. A backward pass is taken as twice a forward one; {CARD} at "
-            f"{SHARE:.0%} of its peak of {PEAK / 1e12:,.0f} Tflop/s.\n\n" + table(rows, {k: k for k in rows[0]}))
+            f"{UTILISATION:.0%} of its peak of {PEAK / 1e12:,.0f} Tflop/s.\n\n" + table(rows, {k: k for k in rows[0]}))
 
 
 def machine() -> str:
@@ -99,16 +99,16 @@ def machine() -> str:
     return f"{found['processor']}, {found['threads']} threads, torch {found['versions']['torch']}\n" if found else "-\n"
 
 
-PARTS = dict(machine=machine, gate=gate, training=training, loader=loader, explanations=explanations, growth=growth,
-             cards=cards)
+TABLES = dict(machine=machine, gate=gate, training=training, loader=loader, explanations=explanations, growth=growth,
+              cards=cards)
 
 
 def fill(text: str) -> str:
-    """The page with a table between every pair of marks ``<!-- bench: NAME -->`` and ``<!-- /bench -->``."""
-    return re.sub(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", lambda m: m[1] + PARTS[m[2]]() + m[3], text,
+    """The page with a table between every pair of marks `<!-- bench: NAME -->` and `<!-- /bench -->`."""
+    return re.sub(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", lambda m: m[1] + TABLES[m[2]]() + m[3], text,
                   flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    for name, part in PARTS.items():
-        print(f"{name}\n\n{part()}")
+    for name, make in TABLES.items():
+        print(f"{name}\n\n{make()}")

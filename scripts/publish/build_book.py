@@ -1,14 +1,13 @@
 """Run the chapters and build the pages.
 
     python scripts/publish/build_book.py                                 # all chapters, then the pages
-    python scripts/publish/build_book.py --in-place                      # and renew the outputs committed in book/
-    python scripts/publish/build_book.py --in-place 05_training_on_cub   # run one chapter; the others as committed
-    python scripts/publish/build_book.py --no-run                        # the pages alone, from the committed outputs
+    python scripts/publish/build_book.py --in-place                      # also write the new outputs into book/
+    python scripts/publish/build_book.py --in-place 05_training_on_cub   # run one chapter, the others as committed
+    python scripts/publish/build_book.py --no-run                        # only the pages, from the committed outputs
 
-Papermill runs a chapter in the small profile, with book/ as its working directory, as Jupyter and nbval do.
-The result goes into a copy of book/ under book/_build, and Jupyter Book makes the pages from that copy. The
-same notebook, byte for byte, is published and written by `--in-place`. Nothing is cached, so an edit to the
-package counts at once.
+Papermill runs a chapter in the small profile, with book/ as its working directory, like Jupyter and nbval. The result
+is written to a copy of book/ under book/_build, from which Jupyter Book makes the pages; `--in-place` writes the same
+notebook, byte for byte, into book/. Nothing is cached, so a change to the package takes effect at once.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from mend_pages import mend
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from loupe_core.errors import LoupeError
+from loupe_core.files.atomic import replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -47,7 +47,7 @@ SOURCE = BOOK / "_build" / "source"
 PROFILE = "small"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-CELL_METADATA = ("tags", "mystnb", "jupyter")  # what an author writes; the rest is left by tools
+CELL_METADATA = ("tags", "mystnb", "jupyter")  # written by the author; the rest comes from programs
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -69,9 +69,9 @@ def chapters() -> list[str]:
 
 @contextmanager
 def peak_memory():
-    """Yields a function that gives the largest resident memory, in MB, of this process's children together.
+    """Yields a function that returns the peak resident memory, in MB, of all child processes together.
 
-    Sampled five times a second; memory that two processes share counts for both.
+    Sampled five times per second; memory shared by two processes counts twice.
     """
     peak, stop = 0, threading.Event()
 
@@ -96,7 +96,7 @@ def peak_memory():
 
 
 def check_parameters(name: str) -> None:
-    """The page shows the chapter's own parameters cell, so that cell has to say what is run."""
+    """Raises a BuildError unless the chapter's parameters cell, which the page shows, has the profile that is run."""
     found = papermill.inspect_notebook(str(SOURCE / f"{name}.ipynb")).get("PROFILE")
     if found is None or literal_eval(found["default"]) != PROFILE:
         says = "does not set PROFILE" if found is None else f"says PROFILE = {found['default']}"
@@ -104,7 +104,7 @@ def check_parameters(name: str) -> None:
 
 
 def run(name: str) -> tuple[nbformat.NotebookNode, float, float]:
-    """Run one chapter. Returns the clean notebook, the seconds, and the peak MB of its kernel and workers."""
+    """Runs one chapter; returns the cleaned notebook, seconds, and peak MB of its kernel and workers."""
     page = SOURCE / f"{name}.ipynb"
     nbformat.write(clean(nbformat.read(page, as_version=4)), page)
     check_parameters(name)
@@ -118,7 +118,7 @@ def run(name: str) -> tuple[nbformat.NotebookNode, float, float]:
                 cwd=BOOK,
                 progress_bar=sys.stderr.isatty(),
                 coalesce_streams=True,
-                extra_arguments=["--log-level=ERROR"],  # of the kernel's own messages, not the chapter's
+                extra_arguments=["--log-level=ERROR"],  # for messages of the kernel, not of the chapter
             )
         except Exception as error:
             traceback = page.relative_to(ROOT)
@@ -131,7 +131,7 @@ def run(name: str) -> tuple[nbformat.NotebookNode, float, float]:
 
 
 def place(page: Path) -> str:
-    """The cell at which a run ended, numbered as on the page, with its first line."""
+    """The cell at which a run stopped, with its number on the page and its first line."""
     cells = own_cells(nbformat.read(page, as_version=4).cells)
     code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
@@ -147,23 +147,23 @@ def reason(error: Exception) -> str:
 
 
 def own_cells(cells: list) -> list:
-    """The author's cells, without the one that papermill puts in."""
+    """The author's cells, without the one that papermill adds."""
     return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without traces of papermill, the clock and this Python. Ids, sources and outputs stay."""
+    """The notebook without metadata of papermill, times and Python version; ids, sources and outputs stay."""
     notebook.cells = own_cells(notebook.cells)
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     count = 0
     for cell in notebook.cells:
         kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA and value}
-        # MyST-NB takes the alternative text from the cell, not from the output that carries it.
+        # MyST-NB reads the alternative text from the cell, not from the output.
         if alt := next((p.metadata.get("image/png", {}).get("alt") for p in pictures(cell)), None):
             kept["mystnb"] = {**kept.get("mystnb", {}), "image": {"alt": alt}}
         cell.metadata = nbformat.from_dict(kept)
         for output in cell.get("outputs", []):
-            if "text/html" in output.get("data", {}):  # what a widget shows where no kernel runs
+            if "text/html" in output.get("data", {}):  # shown in place of the widget where no kernel runs
                 output.data.pop(WIDGET, None)
         if cell.cell_type == "code" and cell.execution_count is not None:
             count += 1
@@ -177,7 +177,7 @@ def pictures(cell: nbformat.NotebookNode) -> list:
 
 
 def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
-    """Refuse what has no place on a page: a path of this machine, a dead widget, a picture without words."""
+    """Raises a BuildError for a path of this machine, a widget without HTML, or a picture without alternative text."""
     here = {str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix, tempfile.gettempdir()} - {"/"}
     pattern = re.compile(rf"(?<![\w+/.-])(?:{'|'.join(map(re.escape, here))})(?:/\S*|\b)")
     for cell in notebook.cells:
@@ -200,7 +200,7 @@ def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
 
 
 def status_table(rows: list[tuple[str, str, str]], ran: bool) -> str:
-    """The chapters with their seconds and memory, and what they ran on."""
+    """A table of the chapters with seconds and memory, and, if they were run, one of the environment."""
     lines = ["| chapter | seconds | peak MB |", "|---|---:|---:|"]
     lines += [f"| [{name}]({name}) | {seconds} | {megabytes} |" for name, seconds, megabytes in rows]
     if ran:
@@ -217,13 +217,13 @@ def copy_sources(source: Path) -> None:
 
 
 def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
-    """Makes the pages of the sources in X/_build/source; returns their folder, X/_build/html.
+    """Builds the pages from X/_build/source; returns their folder, X/_build/html.
 
     Args:
-        rows: of the chapters that were run: name, seconds, peak MB. Without any, the status page says so.
+        rows: name, seconds and peak MB of each chapter that was run. Empty: the status page says that none was.
 
     Raises:
-        BuildError: Sphinx warned. `--all`, since a page that it keeps from an earlier build warns no more.
+        BuildError: Sphinx warned. (With `--all`, as a page kept from an earlier build would not warn again.)
     """
     html = source.with_name("html")
     shutil.rmtree(html, ignore_errors=True)
@@ -246,7 +246,7 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
 
 
 def write_ledger(page: Path) -> None:
-    """Puts the claims, verdicts and numbers between the page's two marks, where there is such a page."""
+    """Writes claims, verdicts and numbers between the two marks of the page, if the page exists."""
     if not page.is_file():
         return
     try:
@@ -258,10 +258,10 @@ def write_ledger(page: Path) -> None:
 
 
 def configuration(source: Path) -> dict:
-    """_config.yml with the place of the pages' scripts and data, which this function puts there.
+    """_config.yml with the paths of the pages' scripts and data, which this function copies there.
 
-    Jupyter Book has every page load every script that lies in _static. Here a page asks for what it needs, so scripts
-    go to X/_build/extra/_static, whose files come to lie in the same _static.
+    Jupyter Book makes every page load every script in _static. Here a page loads only what it needs, so the scripts
+    are copied to X/_build/extra/_static, whose files Sphinx copies to the same _static at the end.
     """
     extra = source.with_name("extra")
     shutil.rmtree(extra, ignore_errors=True)
@@ -269,8 +269,8 @@ def configuration(source: Path) -> dict:
     static.mkdir(parents=True)
     for script in (source / "_static").glob("*.js"):
         shutil.move(script, static)
-    if (ROOT / "scripts" / "build_lab.py").is_file():
-        from build_lab import build_lab
+    if (source / "try_it.md").is_file():
+        from build_lab import build_lab  # loads torch
 
         build_lab(static / "lab")
     where = web_assets.publish(static)
@@ -283,7 +283,7 @@ def configuration(source: Path) -> dict:
 
 
 def build_committed(folder: Path) -> Path:
-    """Makes the pages from the committed notebooks, without running one. Returns `folder`/_build/html."""
+    """Builds the pages from the committed notebooks, without running them; returns `folder`/_build/html."""
     source = folder / "_build" / "source"
     copy_sources(source)
     return build_pages(source)
@@ -301,7 +301,8 @@ def build(names: list[str], in_place: bool) -> None:
         notebook, seconds, megabytes = run(name)
         rows.append((name, f"{seconds:.1f}", f"{megabytes:.0f}"))
         if in_place:
-            nbformat.write(notebook, BOOK / f"{name}.ipynb")
+            with replaced(BOOK / f"{name}.ipynb") as unfinished:
+                nbformat.write(notebook, unfinished)
     print("building the pages ...", flush=True)
     html = build_pages(SOURCE, rows)
     width = max(len(name) for name, *_ in [("chapter",), *rows])
@@ -312,12 +313,12 @@ def build(names: list[str], in_place: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the chapters and build the pages.")
-    parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub; without any, all are run")
-    parser.add_argument("--in-place", action="store_true", help="also renew the outputs committed in book/")
-    parser.add_argument("--no-run", action="store_true", help="run none; build the pages from the committed outputs")
+    parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub; default: all")
+    parser.add_argument("--in-place", action="store_true", help="also write the new outputs into book/")
+    parser.add_argument("--no-run", action="store_true", help="only build the pages, from the committed outputs")
     args = parser.parse_args()
     if args.no_run and (args.chapters or args.in_place):
-        parser.error("--no-run runs no chapter: give it alone")
+        parser.error("--no-run runs no chapter: use it alone")
     try:
         if args.no_run:
             print(f"the book: {build_committed(BOOK) / 'index.html'}")

@@ -1,8 +1,8 @@
-"""Write what the page "Try it" needs: the trained Loupe as ONNX, pictures, and the pieces of a bird to draw.
+"""Write the files of the page "Try it": the trained Loupe as ONNX, pictures, and the shapes of which a bird is drawn.
 
     python scripts/publish/build_lab.py FOLDER
 
-`make book` calls it with the pages' `_static/lab`. Everything is made from the package; nothing of it is in git.
+`make book` writes them into the pages' `_static/lab`. Everything is made from the package and nothing is in git.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from loupe_lab.birds.fieldguide import ATTRIBUTES, PART_OF, SPECIES, Species, dr
 from loupe_lab.birds.painter import LAYERS, PAINT, PARTS, Bird, Drawing, feathers, perch, volume
 from loupe_lab.pages.explorer import readable
 
-SIZE = 336  # px; three times what the model sees, so that a brush has room
-WEATHER = 0.5  # between a plate and a wet morning; the training had all of it
-SEED = 2011  # of the pictures: no set that a network of this book learns from begins its seeds with this number
-POSES = ((4, 1), (1, -1), (6, 1))  # of a bird to draw: seed, and 1 to face right or -1 for left
-SCENES = (1, 2, 3)  # seeds of the backgrounds to draw it before
+SIZE = 336  # px: three times the model's input, large enough to paint on
+WEATHER = 0.5  # see `draw`; the model was trained at 1
+SEED = 2011  # of the pictures; no training set of the book has seeds that begin with this number
+POSES = ((4, 1), (1, -1), (6, 1))  # of the bird that a reader composes: seed, and 1 to face right or -1 to face left
+SCENES = (1, 2, 3)  # seeds of its backgrounds
 
 
 def hexadecimal(colour: tuple[int, int, int]) -> str:
@@ -36,7 +36,7 @@ def hexadecimal(colour: tuple[int, int, int]) -> str:
 
 
 def place(species: Species, drawing: Drawing) -> tuple[float, float] | None:
-    """(x, y), px, of the part that tells the species from its neighbours; None where a twig hides it."""
+    """(x, y) in px of the part in which the species differs from its group; None where a twig hides it."""
     part = PART_OF[species.differs_in]
     for name, (x, y, visible) in zip(PARTS, drawing.parts.tolist()):
         if visible and name in (part, f"left {part}", f"right {part}"):
@@ -45,10 +45,10 @@ def place(species: Species, drawing: Drawing) -> tuple[float, float] | None:
 
 
 def draw_group(number: int, members: list[Species]) -> list[tuple[Drawing, tuple[float, float]]]:
-    """One picture of each member, alike but for the part that tells them apart, with that part's place.
+    """One picture of each member, equal except for the part in which they differ, with the position of that part.
 
-    Where that is the breast, the pose differs too: streaks and spots take numbers from the generator that poses a bird.
-    It is the first seed with which that part is seen in all of them; what the model says of them plays no role.
+    In the group that differs in the breast, the pose differs too, as streaks and spots use numbers from the same
+    generator. The seed is the first one with which that part is visible in all pictures, whatever the model predicts.
     """
     for attempt in itertools.count():
         drawings = [draw(s.attributes, (SEED, number, attempt), SIZE, weather=WEATHER) for s in members]
@@ -58,7 +58,7 @@ def draw_group(number: int, members: list[Species]) -> list[tuple[Drawing, tuple
 
 
 def write_pictures(folder: Path) -> list[dict]:
-    """A picture of every species as WebP; returns what the page says about each."""
+    """Writes a picture of every species as WebP; returns what the page shows about each."""
     rows = []
     for number, (_, members) in enumerate(itertools.groupby(SPECIES, key=lambda s: s.group)):
         members = list(members)
@@ -70,8 +70,8 @@ def write_pictures(folder: Path) -> list[dict]:
     return rows
 
 
-def share_right(model: LoupeModel, folder: Path, rows: list[dict]) -> float:
-    """Share of the written pictures whose species the model names, as the page shows it: measured, not chosen."""
+def accuracy(model: LoupeModel, folder: Path, rows: list[dict]) -> float:
+    """The model's accuracy on the written pictures, for the page."""
     transform = transforms_for(model.data_config, train=False)
     images = torch.stack([transform(Image.open(folder / row["picture"]).convert("RGB"))[0] for row in rows])
     with torch.no_grad():
@@ -79,7 +79,7 @@ def share_right(model: LoupeModel, folder: Path, rows: list[dict]) -> float:
 
 
 class Pose:
-    """A pose in which the page can draw a bird of any attributes: shapes by layer in px, shading, backgrounds."""
+    """A pose in which the page can draw a bird with any attributes: shapes per layer in px, shading, backgrounds."""
 
     def __init__(self, seed: int, side: int) -> None:
         self.seed, self.side = seed, side
@@ -97,9 +97,9 @@ class Pose:
         return np.asarray(points) * (self.side, 1) * self.scale + self.corner
 
     def layers(self, paths: dict) -> dict:
-        """layer -> values of its attributes, joined by commas -> [path, colour, width] of each shape; width 0: filled.
+        """layer -> values of its attributes, joined by commas -> [path, colour, width in px or 0 if filled] per shape.
 
-        `paths` maps a polygon, (x, y, x, y, ...) in tenths of a pixel, to its number; new ones are added.
+        `paths` maps a polygon, (x, y, x, y, ...) in tenths of a pixel, to its number; new polygons are added.
         """
         layers = {}
         for name, attributes in LAYERS.items():
@@ -114,11 +114,11 @@ class Pose:
         return layers
 
     def shading(self) -> np.ndarray:
-        """Light on the body and the grain of its feathers, (SIZE, SIZE) uint8; 128 leaves a colour as it is."""
+        """Shading and feather texture of the body, (SIZE, SIZE) uint8; 128 leaves a colour unchanged."""
         outline = Image.new("L", (SIZE, SIZE))
         pen, bird = ImageDraw.Draw(outline), self.bird(bill="cone")
         for _, points, _, width in bird.shapes:
-            if not width:  # the lines are thin, or within
+            if not width:  # lines are thin, or inside the outline
                 pen.polygon(self.pixels(points).ravel().tolist(), 255)
         rng, turn = np.random.default_rng(self.seed), np.arctan2(bird.body_turn[1, 0], bird.body_turn[0, 0]) * self.side
         light = volume(outline, rng, 0.055 * self.scale)
@@ -131,7 +131,7 @@ class Pose:
 
 
 def write_poses(folder: Path) -> dict:
-    """Shading and backgrounds as WebP; returns poses and paths for the page."""
+    """Writes shading and backgrounds as WebP; returns poses and paths for the page."""
     paths, rows = {}, []
     for k, pose in enumerate(Pose(*settings) for settings in POSES):
         Image.fromarray(pose.shading()).save(folder / f"shading_{k}.webp", quality=90)
@@ -144,30 +144,30 @@ def write_poses(folder: Path) -> dict:
 
 
 def store_halves(path: Path) -> None:
-    """Stores every weight of an ONNX file that float16 holds exactly in float16, and casts it back to float32 as the
-    model is loaded: the same results from a smaller file, half the size where the weights came from halves."""
-    import onnx  # after export_onnx has said it where it is missing
+    """Stores every weight of an ONNX file that float16 represents exactly as float16, with a Cast back to float32: the
+    same results, and half the size for weights that come from float16."""
+    import onnx  # export_onnx has checked that it is installed
 
     proto = onnx.load(path)
     casts = []
     for tensor in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size <= 64:  # a Cast takes about as many bytes as it would save there
+        if values.dtype != np.float32 or values.size <= 64:  # a Cast would take about as many bytes as it saves
             continue
-        with np.errstate(over="ignore"):  # what is too large for a half becomes inf, and differs
+        with np.errstate(over="ignore"):  # too large values become inf, which is not equal
             halves = values.astype(np.float16)
         if np.array_equal(halves.astype(np.float32), values):
             name = tensor.name
             tensor.CopyFrom(onnx.numpy_helper.from_array(halves, f"{name}_half"))
             casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]  # a value is computed before it is used
+    nodes = [*casts, *proto.graph.node]  # ONNX wants nodes in the order of computation
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     onnx.save(proto, path)
 
 
 def build_lab(folder: Path) -> None:
-    """Writes model.onnx, lab.json and the pictures into `folder`, which is made if need be."""
+    """Writes model.onnx, lab.json and the pictures into `folder`, which is made if it does not exist."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = LoupeModel.from_pretrained(FIELDGUIDE)
@@ -179,7 +179,7 @@ def build_lab(folder: Path) -> None:
         model=dict(file="model.onnx", bytes=(folder / "model.onnx").stat().st_size, mean=model.mean, std=model.std,
                    resize=int(side / model.crop_pct), crop=side),
         species=rows,
-        right=share_right(model, folder, rows),
+        right=accuracy(model, folder, rows),
         attributes=ATTRIBUTES,
         palette={name: hexadecimal(colour) for name, colour in PAINT.items()},
         viridis=np.rint(255 * matplotlib.colormaps["viridis"](np.arange(256))[:, :3]).astype(int).tolist(),
@@ -190,5 +190,5 @@ def build_lab(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("build_lab: expected one argument, the folder to write into: python scripts/publish/build_lab.py FOLDER")
+        sys.exit("build_lab: expected the folder to write into: python scripts/publish/build_lab.py FOLDER")
     build_lab(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""The book as one PDF, printed from its pages by Chromium: ``make pdf``.
+"""The book as one PDF, printed from its pages by Chromium: `make pdf`.
 
-Reads book/_build/html (``make book`` makes it) and writes book/_build/the-loupe.pdf, a bookmark a page. What a page
-folds away is opened; an explorer is printed as it stands when the page is opened.
+Reads book/_build/html, which `make book` writes, and writes book/_build/the-loupe.pdf with one bookmark per page of the
+book. Folded parts are opened; an explorer is printed in its initial state.
 """
 
 import io
@@ -15,7 +15,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML, OUT = ROOT / "book" / "_build" / "html", ROOT / "book" / "_build" / "the-loupe.pdf"
-# The page's own furniture stays away; a wide table, a long line of code or a picture is not cut at the paper's edge.
+# Navigation is not printed; wide tables, long lines of code and pictures are not cut off at the edge of the paper.
 PRINT = """
 .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .header-article, .prev-next-area, .bd-footer,
 .bd-header, .toggle-button, .copybtn, #pst-back-to-top, .search-button__wrapper, .topbar, #jb-print-docs-body
@@ -37,19 +37,19 @@ OPEN = """async () => {
   await Promise.all([...document.images].map(i => { i.loading = "eager"; return i.decode().catch(() => 0); }));
 }"""
 
-# "Try it" has computed its first answer; other pages have no laboratory.
+# "Try it" has computed its first answer; other pages have no #lab.
 READY = """() => !document.querySelector("#lab") || /Computed in/.test(document.querySelector("#lab").innerText)"""
 
 
 def print_pages(html: Path, names: list[str], out: Path) -> int:
-    """Prints html/<name>.html for every name into one file; returns its number of sheets."""
+    """Prints html/<name>.html for every name into one file; returns its number of printed pages."""
     writer = PdfWriter()
     with opened(html) as (browser, address):
         for name in names:
             page = browser.new_page(color_scheme="light", viewport=dict(width=900, height=1200))
             page.goto(f"{address}{name}.html", wait_until="load")
             page.evaluate(OPEN)
-            page.wait_for_timeout(1000)  # what scripts draw: explorers
+            page.wait_for_timeout(1000)  # for explorers, which a script draws
             try:
                 page.wait_for_function(READY, timeout=60_000)
             except PlaywrightTimeout:

@@ -1,4 +1,4 @@
-"""A folder of pages in Chromium: for what is printed, pictured or timed from them."""
+"""A folder of pages opened in Chromium, to print, capture or time them."""
 
 import functools
 import shutil
@@ -21,7 +21,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[Browser, str]]:
-    """A browser, and the address at which it finds the files of the folder; ends the program without Chromium."""
+    """Yields a browser and the address of the folder's files; exits with a message if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         sys.exit(f"{Path(sys.argv[0]).stem}: found no Chromium, expected one on the PATH: apt-get install chromium")

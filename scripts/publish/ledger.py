@@ -1,9 +1,9 @@
-"""The ledger page, made from data/ledger.yml: every claim, its verdict, and the numbers that show it.
+"""The ledger page, made from data/ledger.yml: every claim, its verdict, and the numbers that support the verdict.
 
-No number of a run is typed there. An entry names where its numbers stand, in a results file or in the output of a
-chapter's cell, and says what must be true of the first of them (`if`) for its verdict to stand.
+No measured number is typed there. An entry names the source of its numbers, a results file or the output of a cell of a
+chapter, and the condition (`if`) that the first of them must meet for the verdict.
 
-    python scripts/publish/ledger.py     # print the counts, and every claim with its evidence
+    python scripts/publish/ledger.py    # print the counts, and every claim with its evidence
 """
 
 import operator
@@ -25,11 +25,11 @@ COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator
 
 
 class LedgerError(Exception):
-    """An entry's evidence is not there, or does not bear its verdict; the message is one line."""
+    """An entry's evidence is missing or does not support its verdict; the message is one line."""
 
 
 class Number(NamedTuple):
-    """A number with its interval (nan without one) and the words that the page shows."""
+    """A number with its interval (nan without one) and its text on the page."""
 
     text: str
     mean: float = float("nan")
@@ -38,12 +38,16 @@ class Number(NamedTuple):
 
 
 def ledger() -> dict:
-    """`commands`: name -> command for a GPU with CUB; `claims`: the entries, in the page's order."""
+    """`commands`: name -> command for a GPU with CUB; `claims`: the entries, in the order of the page."""
     return yaml.safe_load((ROOT / "data" / "ledger.yml").read_text())
 
 
 def select(grid: str, where: dict) -> dict[str, dict]:
-    """Rows of a results file whose columns have these values, by seed."""
+    """The rows of a results file whose columns have these values, by seed.
+
+    Raises:
+        LedgerError: there is no such row, or several have the same seed.
+    """
     rows = [row for row in read_results(grid) if all(str(row[k]) == str(v) for k, v in where.items())]
     found = {str(row.get("seed", i)): row for i, row in enumerate(rows)}
     if not rows or len(found) < len(rows):
@@ -54,7 +58,11 @@ def select(grid: str, where: dict) -> dict[str, dict]:
 
 def difference(grid: str, a: dict, b: dict, column: str = "right", images: int = 400, of: str = "birds",
                scale: float = 100, unit: str = " points", digits: int = 1) -> Number:
-    """a minus b over the seeds that both have: of answers to the same images, or of a column with one number a run."""
+    """a minus b over the seeds of both: of predictions for the same images, or of a column with one number per run.
+
+    Raises:
+        LedgerError: as in `select`, or fewer than two seeds are in both.
+    """
     one, other = select(grid, a), select(grid, b)
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < 2:
@@ -72,7 +80,11 @@ def difference(grid: str, a: dict, b: dict, column: str = "right", images: int =
 
 
 def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2) -> Number:
-    """A column's mean over seeds, with its interval."""
+    """A column's mean over seeds, with its interval.
+
+    Raises:
+        LedgerError: as in `select`.
+    """
     rows = select(grid, where)
     values = [scale * float(row[column]) for row in rows.values()]
     if len(values) < 2:
@@ -84,9 +96,12 @@ def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", 
 
 
 def cell(chapter: str, id: str, find: str) -> Number:
-    """What `find`, a regular expression, meets in a cell's printed output: its first group, or all of it.
+    """The match of `find`, a regular expression, in a cell's printed output: its first group, or all of it.
 
-    The group's first number is the number that `if` speaks of; where "± half" follows it, so do its ends.
+    The first number in it is the number to which `if` refers; if "± half" follows, that gives its interval.
+
+    Raises:
+        LedgerError: no match.
     """
     notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
     source = next((c for c in notebook.cells if c.id == id), None)
@@ -106,10 +121,10 @@ MEASURES = dict(difference=difference, mean=mean, cell=cell)
 
 
 def evidence(claim: dict) -> list[tuple[str, Number]]:
-    """The numbers of a claim, each with what it is a number of.
+    """The numbers of a claim, each with a label.
 
     Raises:
-        LedgerError: one is not there, or the first does not bear the verdict.
+        LedgerError: a number is missing, or the first does not support the verdict.
     """
     numbers = []
     for item in claim.get("evidence", []):
@@ -125,7 +140,7 @@ def evidence(claim: dict) -> list[tuple[str, Number]]:
 
 
 def page() -> str:
-    """Counts, then a table a topic, then the commands."""
+    """The page: counts, one table per topic, and the commands."""
     book = ledger()
     claims = book["claims"]
     count = Counter(claim["verdict"] for claim in claims)

@@ -1,4 +1,4 @@
-"""What Sphinx, its theme and its extensions write into a page that a reader is better off without."""
+"""Corrects the pages that Sphinx, its theme and its extensions write: weight, accessibility, navigation."""
 
 import re
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 from PIL import Image
 
 MENDS = [
-    # The icons come with the theme's style sheet; this script (1.5 MB) would draw them again.
+    # The theme's style sheet already has the icons that this script (1.5 MB) draws.
     (r'<script [^>]*src="[^"]*/fontawesome\.js[^>]*></script>\s*', ""),
-    # Thebe runs cells on a foreign host, which no page wants, and declares its constants twice.
+    # Thebe runs cells on another host, which no page uses, and declares its constants twice.
     (r"<script>const THEBE_JS_URL.*?</script>\s*", ""),
     (r'<script [^>]*src="[^"]*/sphinx-thebe\.js[^>]*></script>\s*', ""),
     (r'<link [^>]*href="[^"]*/sphinx-thebe\.css[^>]*/>\s*', ""),
     (r'<script type="text/x-thebe-config">.*?</script>\s*', ""),
-    # The header repeats the search; and its own buttons, which nobody sees, are those that the theme's script lets open
-    # the sidebars, so that a telephone had no navigation. The scripts still ask how high the header is.
+    # The header repeats the search, and the theme's script binds the sidebars to its invisible buttons, so that a phone
+    # has no navigation. An empty header stays, since scripts read its height.
     (r'<header id="pst-header".*?</header>', '<header id="pst-header" class="bd-header" hidden></header>'),
-    # The theme lets the keyboard scroll what is too wide, but looks for that only when a window's size changes.
+    # The theme lets the keyboard scroll wide elements, but looks for them only when the window's size changes.
     (r"</body>", "<script>addEventListener('click', e => e.target.closest('summary, .toggle-button, .admonition-title')"
                  " && dispatchEvent(new Event('resize')))</script>\n</body>"),
-    # A control has the name that is written on it, so that a reader can say it.
+    # The accessible name of a control is its visible label (WCAG 2.5.3), so that a user can speak it.
     (r'(<button class="[^"]*\bsearch-button-field\b[^"]*")[^>]*? aria-label="[^"]*"', r"\1"),
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
-    # A list has list items; the role of its entries is no longer in the standard (DPUB-ARIA 1.1).
+    # Entries of a list are list items; DPUB-ARIA 1.1 deprecates the role that Sphinx writes.
     (r'role="doc-biblioentry"', 'role="listitem"'),
     # See `mend`.
     (r'(="_images/\w+)\.png"', r'\1.webp"'),
@@ -30,7 +30,7 @@ MENDS = [
 
 
 def mend(html: Path) -> None:
-    """Mends every page of a folder, in place. Pictures become WebP, some ten times as small as PNG."""
+    """Corrects every page of a folder in place. Pictures become WebP, about a tenth of the size of PNG."""
     for picture in (html / "_images").glob("*.png"):
         Image.open(picture).convert("RGB").save(picture.with_suffix(".webp"), quality=90)
         picture.unlink()

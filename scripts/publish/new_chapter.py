@@ -1,8 +1,10 @@
-"""Start a chapter that keeps the promises of the others: ``python scripts/publish/new_chapter.py 14_shadows "Shadows"``.
+"""Start a chapter that meets every requirement of the others:
 
-It writes book/14_shadows.ipynb, with every part that tests/test_chapters.py asks for, runs it, and puts it into
-_toc.yml after the last chapter with a lower number. What is to be written says so. Renew the outputs as you go:
-``python scripts/publish/build_book.py --in-place 14_shadows``.
+    python scripts/publish/new_chapter.py 14_shadows "Birds and their shadows"
+
+It writes book/14_shadows.ipynb, with every part that tests/test_chapters.py requires, runs it, and adds it to _toc.yml
+after the last chapter with a lower number. Parts to write are marked. To write new outputs while you work:
+`python scripts/publish/build_book.py --in-place 14_shadows`.
 """
 
 import re
@@ -15,6 +17,7 @@ from build_book import BOOK, ROOT, SOURCE
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from loupe_core.errors import LoupeError
+from loupe_core.files.atomic import replaced, write_whole
 
 
 def markdown(id: str, text: str) -> nbformat.NotebookNode:
@@ -26,7 +29,7 @@ def code(id: str, text: str, **metadata) -> nbformat.NotebookNode:
 
 
 def first_cell() -> str:
-    """The other chapters' own."""
+    """The first code cell of the other chapters."""
     other = nbformat.read(min(BOOK.glob("[0-9]*.ipynb")), as_version=4)
     return next(cell.source for cell in other.cells if cell.cell_type == "code")
 
@@ -58,7 +61,7 @@ def exercise(label: str, number: int) -> list[nbformat.NotebookNode]:
 
 
 def chapter(number: int, title: str) -> nbformat.NotebookNode:
-    """The cells of an unwritten chapter, without outputs."""
+    """The cells of a new chapter, without outputs."""
     return new_notebook(cells=[
         markdown("title", f"""\
 # {title}
@@ -98,7 +101,11 @@ show(fig, f"One bar, {answer} high. To be written: what a reader who cannot see 
 
 
 def listed(toc: str, name: str) -> str:
-    """_toc.yml with the chapter after the last one that has a lower number."""
+    """The text of _toc.yml with the chapter added after the last one with a lower number.
+
+    Raises:
+        LoupeError: there is none.
+    """
     lines = toc.splitlines(keepends=True)
     before = [k for k, line in enumerate(lines) if (m := re.match(r" *- file: (\d\d_\w+)", line)) and m[1] < name]
     if not before:
@@ -111,7 +118,8 @@ def start(name: str, title: str) -> None:
     """Writes, runs and lists the chapter.
 
     Raises:
-        LoupeError: the name has another form, or its number is taken; the title is empty.
+        LoupeError: the name has another form, its number is taken, or the title is empty.
+        BuildError: a cell fails.
     """
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
         raise LoupeError(f"{name!r} is no name of a chapter; expected one such as 14_shadows")
@@ -124,11 +132,12 @@ def start(name: str, title: str) -> None:
     SOURCE.mkdir(parents=True, exist_ok=True)
     nbformat.write(chapter(int(name[:2]), title), SOURCE / f"{name}.ipynb")
     notebook, *_ = build_book.run(name)
-    nbformat.write(notebook, BOOK / f"{name}.ipynb")
-    toc.write_text(entries)
-    address.write(address.read(ROOT), ROOT)  # a chapter more to open on Colab
-    print(f"book/{name}.ipynb is there and in _toc.yml. Write it; add its row to book/intro.md and README.md; renew "
-          f"its outputs: python scripts/publish/build_book.py --in-place {name}")
+    with replaced(BOOK / f"{name}.ipynb") as unfinished:
+        nbformat.write(notebook, unfinished)
+    write_whole(toc, entries)
+    address.write(address.read(ROOT), ROOT)  # one more chapter to open on Colab
+    print(f"book/{name}.ipynb is written and listed in _toc.yml. Write its text; add its row to book/intro.md and "
+          f"README.md; renew its outputs: python scripts/publish/build_book.py --in-place {name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The README's pictures, from the package, the recorded results and the built pages: ``python scripts/publish/pictures.py``.
+"""The README's pictures, from the package, the recorded results and the built pages.
 
-Writes .github/pictures/*.webp. Needs the pages (``make book``) and Chromium.
+    python scripts/publish/pictures.py    # writes .github/pictures/*.webp
+
+Needs the pages (`make book`) and Chromium.
 """
 
 import io
@@ -19,18 +21,18 @@ from loupe_lab.birds.fieldguide import SPECIES, draw
 from loupe_lab.pages.plots import COLOURS, STYLE, figure
 
 OUT = ROOT / ".github" / "pictures"
-BIRDS = (2, 9, 17, 25, 33, 41)  # species; seeds are their own numbers, nothing was chosen by its looks
+BIRDS = (2, 9, 17, 25, 33, 41)  # species, whose numbers are also the seeds, so that no picture is selected
 
-# arm of data/results/ablations.csv -> its line in the plot
+# arm of data/results/ablations.csv -> its label in the plot
 ARMS = {
     "loupe": "the gate",
     "constant": "one constant in its place",
     "shuffled": "its own mask, cells shuffled",
     "cbam": "CBAM",
-    "lambda 0": "the gate without a price",
+    "lambda 0": "the gate without penalty",
     "lambda 5": "the gate at lambda 5",
 }
-PAPER = 2.66  # points, its abstract
+PAPER = 2.66  # percentage points, from its abstract
 
 
 def save(fig: Figure, name: str) -> None:
@@ -41,7 +43,7 @@ def save(fig: Figure, name: str) -> None:
 
 
 def birds() -> None:
-    """Drawn birds, and the mask of the shipped Loupe on each."""
+    """Drawn birds, each with the mask of the shipped Loupe."""
     model = LoupeModel.from_pretrained(FIELDGUIDE).eval()
     transform = transforms_for(model.data_config, train=False)
     fig, axes = figure(2, len(BIRDS), size=(10, 3.6))
@@ -62,7 +64,7 @@ def birds() -> None:
 
 
 def results() -> None:
-    """Accuracy of a few arms minus the bare network's, with intervals, and the gain that the paper reports."""
+    """Accuracy of some arms minus that of the network without a gate, with intervals, and the paper's gain."""
     fig, ax = figure(size=(10, 3.2))
     for row, arm in enumerate(ARMS):
         number = difference("ablations", {"arm": arm}, {"arm": "bare"})
@@ -79,14 +81,14 @@ def results() -> None:
 
 
 def pages() -> None:
-    """Three looks into the book."""
+    """Screenshots of three pages of the book."""
     shown = dict(chapter=("04_the_loupe", "h1"), heatmaps=("06_heatmaps", "[id^=explorer-]"), try_it=("try_it", "#lab"))
     with opened(HTML) as (browser, address):
         for name, (file, element) in shown.items():
             page = browser.new_page(viewport=dict(width=1280, height=860), color_scheme="light")
             page.goto(f"{address}{file}.html", wait_until="load")
             page.locator(element).first.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 70)")
-            page.wait_for_timeout(5000)  # explorer and laboratory start when they are seen
+            page.wait_for_timeout(5000)  # explorer and lab start when they become visible
             png = io.BytesIO(page.screenshot())
             Image.open(png).convert("RGB").resize((960, 645)).save(OUT / f"{name}.webp", quality=85, method=6)
             page.close()

@@ -1,12 +1,14 @@
 """The README's table of results: some claims of the ledger, with their verdicts and first numbers.
 
-    python scripts/publish/readme.py     # writes it; a test finds a README that was not written again
+    python scripts/publish/readme.py    # writes it; a test fails if the README is not up to date
 """
 
 import re
 from pathlib import Path
 
 import ledger
+
+from loupe_core.files.atomic import write_whole
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 CLAIMS = ("gain-base-v1", "lambda-five", "finds-parts", "explanation", "exactly-zero", "feedback-loop", "perturbations",
@@ -30,4 +32,4 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    write_whole(README, filled(README.read_text()))

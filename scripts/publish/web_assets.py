@@ -1,6 +1,6 @@
-"""The scripts from npm that the pages use, copied into the pages' `_static/npm`. Without npm the pages use a CDN.
+"""The npm packages that the pages use, copied into the pages' `_static/npm`. Without npm the pages use a CDN.
 
-`package.json` pins them, `package-lock.json` holds their checksums; nothing of them is in git.
+`package.json` pins their versions, `package-lock.json` has their checksums; the packages are not in git.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]
 CDN = "https://cdn.jsdelivr.net/npm/{name}@{version}/{folder}/"
 
-# package -> its folder, and the parts of it that a page or one of MathJax's own menus can ask for
+# package -> its folder, and the parts of it that a page or a menu of MathJax can load
 PACKAGES = {
     "mathjax": ("es5", ["tex-mml-chtml.js", "a11y", "input/mml", "input/tex", "output", "sre", "ui"]),
     "onnxruntime-web": ("dist", ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]),
@@ -23,7 +23,7 @@ PACKAGES = {
 
 
 def install() -> str:
-    """Makes node_modules agree with package-lock.json. Returns "", or in one line why it does not."""
+    """Installs what package-lock.json lists. Returns "", or one line that says why it could not."""
     lock, installed = ROOT / "package-lock.json", ROOT / "node_modules" / ".package-lock.json"
     if installed.is_file() and installed.stat().st_mtime >= lock.stat().st_mtime:
         return ""
@@ -42,9 +42,9 @@ def install() -> str:
 
 
 def publish(static: Path) -> dict[str, str]:
-    """Copies the packages into `static`/npm. Returns where each is: a folder relative to `static`, or a URL.
+    """Copies the packages into `static`/npm; returns package -> a folder relative to `static`, or a URL.
 
-    A page that starts ONNX Runtime reads its place from npm/where.json.
+    A page that starts ONNX Runtime reads its address from npm/where.json.
     """
     versions = json.loads((ROOT / "package.json").read_text())["dependencies"]
     failure = install()

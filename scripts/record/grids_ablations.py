@@ -1,12 +1,18 @@
-"""Chapter 08's runs: one thing changed at a time."""
+"""Chapter 08's runs: one change at a time."""
 
 import numpy as np
 import torch
 from runs import NO_RANKS, images_of, masks_of, part_ranks, trained
 
+from loupe_core import LoupeModel
 
-def closed_blocks(model, images: torch.Tensor) -> float:
-    """Share of 2 x 2 blocks that reach the merging after stage 2 with a variance below its LayerNorm's eps."""
+
+def closed_blocks(model: LoupeModel, images: torch.Tensor) -> float:
+    """Fraction of the 2 x 2 blocks after stage 2 whose variance is below the eps of the LayerNorm that merges them.
+
+    Args:
+        images: `(N, 3, H, W)`, normalised.
+    """
     norm, shares = model.backbone.layers[2].downsample.norm, []
     handle = norm.register_forward_hook(
         lambda norm, inputs, out: shares.append((inputs[0].var(-1, correction=0) < norm.eps).float().mean()))
@@ -18,10 +24,10 @@ def closed_blocks(model, images: torch.Tensor) -> float:
 
 
 def ablations(arm: str, seed: int) -> tuple[dict, None]:
-    """Accuracy of a training, which test images it got right, and what its mask looks like.
+    """Accuracy of a training, which test images it classified correctly, and statistics of its mask.
 
-    mask_sd: deviation within an image; mask_low: share of cells below 0.01; mask_zero: share that is exactly 0;
-    closed_blocks: see there.
+    mask_sd: deviation within an image, mean over images; mask_low: fraction of cells below 0.01; mask_zero: fraction
+    that is exactly 0; closed_blocks: see the function.
     """
     model, outcome, test = trained(arm, seed)
     looks = dict(mask_sd="", mask_low="", mask_zero="") | NO_RANKS
@@ -33,8 +39,8 @@ def ablations(arm: str, seed: int) -> tuple[dict, None]:
     return outcome | looks | closed, None
 
 
-# Five seeds for what the chapters claim something about, three for the rest. The arms that are not here stand in the
-# grids `lambda` and `sites`.
+# Five seeds for the arms that the chapters' claims are about, three for the rest. The other arms are in the grids
+# `lambda` and `sites`.
 SEEDS = dict.fromkeys(("bare", "loupe", "lambda 0", "lambda 5", "constant"), 5) | dict.fromkeys(
     ("stage3", "multi-scale", "shuffled", "random", "centre", "cbam", "residual", "l2", "sum", "stage3.inside",
      "reduction 4", "reduction 8"), 3)

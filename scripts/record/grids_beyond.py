@@ -2,33 +2,40 @@
 
 import functools
 import sys
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from runs import run
 from scipy.ndimage import gaussian_filter, uniform_filter
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import mannwhitneyu, rankdata, spearmanr
 from torch.utils.data import Dataset
 
-from loupe_core import LoupeModel, Recipe
+from loupe_core import LoupeModel, Recipe, Trainer
 from loupe_core.datasets import Sample
+from loupe_lab.evidence.masks import border_ring
 
-TOP = 20  # cells that are taken away: about a tenth
-BLOCK = 60  # neighbours in the order of the files that stay together; 44 modules gave 60 cells each, on average
+TOP = 20  # cells that are smoothed away: about a tenth
+BLOCK = 60  # cells that follow one another in the files and stay together; 44 modules gave 60 cells each, on average
 
 
-def is_defective(probability) -> np.ndarray:
-    """The binary label: defective from 1/2 on, so with "defective, not sure" (2/3), without "functional, not sure"."""
+def is_defective(probability: ArrayLike) -> np.ndarray:
+    """The binary label, `(N,)` bool: True from 1/2 on, so for "defective, not sure" (2/3), and not for "functional, not
+    sure" (1/3)."""
     return np.asarray(probability) >= 0.5
 
 
-def split_cells(probability, kind, by: str = "cell", seed: int = 0) -> np.ndarray:
-    """Train or test for each cell, (N,) bool, True for test: about a quarter.
+def split_cells(probability: ArrayLike, kind: ArrayLike, by: str = "cell", seed: int = 0) -> np.ndarray:
+    """Which cells are for the test: `(N,)` bool, about a quarter.
 
-    by: "cell" draws cell by cell, a quarter of each combination of probability and kind, so that cells of one module
-        lie on both sides; "block" draws whole runs of BLOCK cells that follow one another in the files, where a
-        module's cells stand together, and of one kind.
+    Args:
+        probability: `(N,)`, of a defect.
+        kind: `(N,)`, "mono" or "poly".
+        by: "cell" draws single cells, a quarter of each combination of probability and kind, so that cells of one
+            module are on both sides; "block" draws runs of BLOCK cells of one kind that follow one another in the
+            files, where a module's cells are together.
     """
     probability, kind = np.asarray(probability), np.asarray(kind)
     rng, test = np.random.RandomState(seed), np.zeros(len(kind), bool)
@@ -53,9 +60,9 @@ def split_cells(probability, kind, by: str = "cell", seed: int = 0) -> np.ndarra
 
 
 class Cells(Dataset):
-    """Grey images (N, H, W) uint8 with labels, as a set of `Sample`."""
+    """Grey images `(N, H, W)` uint8 with labels and ids `(N,)`, as a data set of `Sample`."""
 
-    def __init__(self, images, labels, transform, ids):
+    def __init__(self, images: np.ndarray, labels: ArrayLike, transform: Callable, ids: np.ndarray) -> None:
         self.images, self.labels, self.transform, self.image_ids = images, np.asarray(labels, int), transform, ids
 
     def __len__(self) -> int:
@@ -66,22 +73,30 @@ class Cells(Dataset):
         return Sample(image, int(self.labels[i]), None, None, geometry, "", int(self.image_ids[i]))
 
 
-def auc(scores, labels) -> float:
-    """Chance that a defective cell scores above a sound one, ties half: Mann and Whitney's U over the pairs."""
-    labels = np.asarray(labels, bool)
-    n, m = labels.sum(), (~labels).sum()
-    return float((rankdata(scores)[labels].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve: the probability that a defective cell scores above a sound one, ties counting half.
+
+    nan where all cells have the same label.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels, bool)
+    if labels.all() or not labels.any():
+        return float("nan")
+    U = mannwhitneyu(scores[labels], scores[~labels], method="asymptotic").statistic
+    return float(U / (labels.sum() * (~labels).sum()))
 
 
-def darkness(grey, cells: int = 14, surround: int = 5) -> np.ndarray:
-    """How much darker each cell is than its surroundings: (H, W) in [0, 1] -> (cells, cells)."""
+def darkness(grey: ArrayLike, cells: int = 14, surround: int = 5) -> np.ndarray:
+    """How much darker each cell is than the mean of the surround x surround cells around it, itself included.
+
+    `(H, W)` in [0, 1] -> `(cells, cells)`.
+    """
     side = np.asarray(grey).shape[0] // cells
     mean = np.asarray(grey, float).reshape(cells, side, cells, side).mean((1, 3))
     return uniform_filter(mean, surround, mode="nearest") - mean
 
 
-def another(groups, seed: int = 0) -> np.ndarray:
-    """For each image another one of its group, (N,) indices: a cycle in random order within each group."""
+def another(groups: ArrayLike, seed: int = 0) -> np.ndarray:
+    """For each image the index of another one of its group, `(N,)`: a cycle in random order within each group."""
     groups, partner = np.asarray(groups), np.arange(len(groups))
     rng = np.random.RandomState(seed)
     for group in np.unique(groups):
@@ -90,32 +105,31 @@ def another(groups, seed: int = 0) -> np.ndarray:
     return partner
 
 
-def without(grey, cells) -> np.ndarray:
-    """The image (H, W) with the cells (h, w) bool replaced by a blurred image: what is fine there, cracks too, goes."""
+def without(grey: ArrayLike, cells: np.ndarray) -> np.ndarray:
+    """The image `(H, W)` with the cells `(h, w)` bool smoothed: fine detail there, cracks too, is gone."""
     grey = np.asarray(grey, float)
     side = grey.shape[0] // cells.shape[0]
     hole = gaussian_filter(np.kron(cells, np.ones((side, side))), 1.5)  # soft edges, so as not to draw new ones
     return hole * gaussian_filter(grey, 12, mode="nearest") + (1 - hole) * grey
 
 
-def top(values, count: int = TOP) -> np.ndarray:
-    """(H, W) bool: the `count` highest cells."""
+def top(values: ArrayLike, count: int = TOP) -> np.ndarray:
+    """The `count` highest cells: `(h, w)` -> `(h, w)` bool."""
     values = np.asarray(values)
     return (rankdata(values, "ordinal") > values.size - count).reshape(values.shape)
 
 
-def share_of_border(mask) -> float:
-    """Share of the mask in the outermost ring of cells, over the share of cells that are there: 1 where it is even."""
-    ring = np.ones(mask.shape, bool)
-    ring[1:-1, 1:-1] = False
-    return float(mask[ring].mean() / mask.mean())
+def share_of_border(mask: np.ndarray) -> float:
+    """Mean of the mask in the outermost ring of cells over its mean in all cells: 1 where the mask is constant."""
+    return float(mask[border_ring(*mask.shape)].mean() / mask.mean())
 
 
-def where_it_lies(masks, grey, defective, kind) -> dict:
-    """What the masks (N, h, w) have to do with dark places of their images (N, H, W), away from the border.
+def where_it_lies(masks: np.ndarray, grey: Iterable, defective: np.ndarray, kind: np.ndarray) -> dict:
+    """How the masks `(N, h, w)` correlate with dark places of their images `(N, H, W)`, away from the border.
 
-    dark_*: Spearman's correlation of mask and darkness, mean over images; *_other: with the darkness of another cell
-    of the same label and kind, which holds all that such cells have in common, busbars and borders.
+    dark_defective, dark_sound: Spearman's correlation of mask and `darkness`, mean over the images with that label (0
+    where the mask is constant); *_other: with the darkness of another solar cell of the same label and kind, which has
+    what such cells have in common, busbars and borders.
     """
     dark = np.stack([darkness(g, masks.shape[-1]) for g in grey])
     partner = another(2 * defective + (kind == "poly"))
@@ -133,9 +147,16 @@ def where_it_lies(masks, grey, defective, kind) -> dict:
     return means
 
 
-def when_it_goes(model, grey, masks, kind) -> dict:
-    """By how much the probability of "defective" falls, mean over defective cells, when TOP cells are smoothed away:
-    the mask's highest, those of another cell's mask, random ones, and the darkest (what a working test looks like)."""
+def when_it_goes(model: LoupeModel, grey: np.ndarray, masks: np.ndarray | None, kind: np.ndarray) -> dict:
+    """By how much the probability of "defective" falls, mean over the images, when TOP cells of the grid are smoothed.
+
+    drop_top: the mask's highest; drop_other: those of another image's mask; drop_random: random ones; drop_dark: the
+    darkest, to see that the test can find something.
+
+    Args:
+        grey: `(N, H, W)` in [0, 1], images of defective cells.
+        masks: `(N, 14, 14)`, or None without a gate.
+    """
     rng, dark = np.random.RandomState(0), [darkness(g, 14) for g in grey]
     partner = another(kind == "poly")
     choices = dict(random=[top(rng.rand(14, 14)) for _ in grey], dark=[top(d) for d in dark])
@@ -154,10 +175,11 @@ def when_it_goes(model, grey, masks, kind) -> dict:
     return drops
 
 
-def measures(scores, labels, certain, kind) -> dict:
+def measures(scores: np.ndarray, labels: np.ndarray, certain: np.ndarray, kind: np.ndarray) -> dict:
     """What a detector is judged by, on the test cells: `balanced` accuracy at 1/2; `auc` over all, over those that the
-    expert was sure of, and over each kind; `sensitivity` at a specificity of 95 %; `calibration_gap`, the mean distance
-    of the mean probability from the share of defective cells in ten bins of equal width."""
+    expert was sure of, and over each kind; `sensitivity` at a specificity of 95 %; `calibration_gap`, the distance of
+    the mean probability from the fraction of defective cells, mean over ten bins of equal width, each weighted by its
+    number of cells. All arguments `(N,)`: probabilities, and bool but for `kind`."""
     said = scores >= 0.5
     bins = np.minimum((scores * 10).astype(int), 9)
     gaps = [abs(scores[bins == b].mean() - labels[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
@@ -169,13 +191,13 @@ def measures(scores, labels, certain, kind) -> dict:
                 sensitivity=(scores[labels] > np.quantile(scores[~labels], 0.95)).mean(), calibration_gap=sum(gaps))
 
 
-# What only a gate has; empty without one.
+# Columns that only a model with a gate fills.
 OF_THE_MASK = dict.fromkeys("""mask_sd border dark_defective dark_defective_other dark_sound dark_sound_other drop_top
 drop_other""".split(), "")
 
 
 def rounded(outcome: dict, columns: dict = OF_THE_MASK) -> dict:
-    """The outcome with floats of four digits, and with empty places in `columns` that were not measured."""
+    """The outcome with floats rounded to four digits; `columns` that were not measured stay empty."""
     return columns | {k: round(float(v), 4) if isinstance(v, (float, np.floating)) else v for k, v in outcome.items()}
 
 
@@ -183,17 +205,21 @@ def build(arm: str, seed: int) -> LoupeModel:
     """A model of two classes, before its training."""
     torch.manual_seed(seed)
     return LoupeModel("swin_micro", num_classes=2, site=() if arm == "bare" else "stage2",
-                      data_config=dict(crop_pct=1.0))  # the pictures hold nothing but the cell
+                      data_config=dict(crop_pct=1.0))  # the cell fills the picture
 
 
 def recipe_of(arm: str, seed: int) -> Recipe:
+    """The recipe of an arm."""
     return Recipe.small(seed=seed, lam=0.0 if arm == "lambda 0" else 0.05, epochs=3, crop_min=0.8)
 
 
-def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
+def train_on_cells(cells: tuple[np.ndarray, np.ndarray, np.ndarray], model: LoupeModel, recipe: Recipe,
+                   by: str) -> tuple[dict, Trainer]:
     """One training and all that is measured of it. The split is the same for all seeds.
 
-    cells: images (N, H, W) uint8, defect probabilities (N,), kinds (N,) "mono" or "poly".
+    Args:
+        cells: images `(N, H, W)` uint8, defect probabilities `(N,)`, kinds `(N,)` "mono" or "poly".
+        by: of `split_cells`.
     """
     images, probability, kind = cells
     labels, test = is_defective(probability), split_cells(probability, kind, by)
@@ -225,11 +251,11 @@ def train_on_cells(cells, model: LoupeModel, recipe: Recipe, by: str):
 
 
 def without_network(rule: str, by: str, seed: int) -> tuple[dict, None]:
-    """What a rule scores on a split, the seed's, with no network.
+    """How well a rule without a network detects defects, on the split that `by` and the seed give.
 
-    "darkness": how much a cell's darkest place differs from what surrounds it. "neighbours": the share of defective
-    ones among the 5 training cells whose pictures correlate most with its own; "neighbours apart" leaves out those
-    that stand less than BLOCK files away. near: share of test cells whose very nearest stands so.
+    "darkness": the highest `darkness` in the image. "neighbours": the fraction of defective ones among the 5 training
+    cells whose pictures correlate most with its own; "neighbours apart" leaves out those fewer than BLOCK files away.
+    near: the fraction of test cells whose most similar training cell is fewer than BLOCK files away.
     """
     images, probability, kind = load_cells()
     N, side = len(images), images.shape[1] // 30
@@ -242,25 +268,25 @@ def without_network(rule: str, by: str, seed: int) -> tuple[dict, None]:
         x = images.reshape(N, 30, side, 30, side).mean((2, 4)).reshape(N, -1)
         x = x - x.mean(1, keepdims=True)
         x /= np.linalg.norm(x, axis=1, keepdims=True)
-        alike = x[test] @ x[there].T  # (test cells, training cells)
+        similarity = x[test] @ x[there].T  # (test cells, training cells)
         if rule == "neighbours apart":
-            alike[np.abs(here[:, None] - there) < BLOCK] = -2
-        nearest = there[np.argsort(-alike, axis=1)[:, :5]]
+            similarity[np.abs(here[:, None] - there) < BLOCK] = -2
+        nearest = there[np.argsort(-similarity, axis=1)[:, :5]]
         scores, near = labels[nearest].mean(1), (np.abs(nearest[:, 0] - here) < BLOCK).mean()
     found = measures(scores, labels[test], np.isin(probability[test], (0, 1)), kind[test])
     names = ("images", "defective", "auc", "auc_certain", "auc_mono", "auc_poly")
     return rounded({name: found[name] for name in names} | dict(near=near), {}), None
 
 
-def halved(images) -> np.ndarray:
-    """Means over 2 x 2 pixels, (N, H, W) -> (N, H / 2, W / 2) uint8."""
+def halved(images: np.ndarray) -> np.ndarray:
+    """Means over 2 x 2 pixels: `(N, H, W)` -> `(N, H / 2, W / 2)` uint8."""
     N, H, W = images.shape
     return images.reshape(N, H // 2, 2, W // 2, 2).mean((2, 4)).round().astype(np.uint8)
 
 
 @functools.cache
 def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ELPV data set at half its size: images (2624, 150, 150) uint8, defect probabilities, kinds."""
+    """The ELPV data set at half its size: images `(2624, 150, 150)` uint8, defect probabilities and kinds `(2624,)`."""
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError:
@@ -269,8 +295,8 @@ def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return halved(images), probability, kind
 
 
-def solar(arm: str, seed: int):
-    """One training on the split by blocks, where fewer cells have a neighbour of their module on the other side."""
+def solar(arm: str, seed: int) -> tuple[dict, Trainer]:
+    """One training on the split by blocks, where fewer test cells share their module with training cells."""
     return train_on_cells(load_cells(), build(arm, seed), recipe_of(arm, seed), "block")
 
 

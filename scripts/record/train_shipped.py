@@ -1,13 +1,12 @@
-"""Train the Loupe that travels inside the package, on all 48 field-guide species: ``python scripts/record/train_shipped.py``.
+"""Train the Loupe that the package ships, on all 48 field-guide species: `python scripts/record/train_shipped.py`.
 
-Chapter 06 and the published page look through it. It is the paper's gate, after stage 2, multiplied, lambda 0.05.
+Chapter 06 and the published page use it. It is the paper's gate: after stage 2, "multiply", lambda 0.05.
 """
 
-import csv
 import time
 
 import torch
-from runs import RESULTS, ROOT, fieldguide_sets, provenance, run
+from runs import RESULTS, ROOT, fieldguide_sets, provenance, run, write_rows
 from safetensors.torch import load_file, save_file
 
 from loupe_core import LoupeModel, Recipe
@@ -17,13 +16,15 @@ from loupe_lab.birds.fieldguide import SPECIES
 CARD = """# A Loupe for field-guide birds
 
 `LoupeModel.from_pretrained(FIELDGUIDE)`: `swin_micro` with the paper's gate after stage 2 (M multiplies the features,
-lambda 0.05), fine-tuned on all 48 species of `loupe_lab.birds.fieldguide`, 60 drawn images each, `Recipe.small(epochs=15)`,
-seed 0. Test accuracy {accuracy:.3f} on {images} drawn images; one run. It knows drawn birds and nothing else: on a
-photograph its answer means nothing. Weights in half precision. Licence: MIT. Made by `python scripts/record/train_shipped.py`.
+lambda 0.05), fine-tuned on all 48 species of `loupe_lab.birds.fieldguide`, 60 drawn images each,
+`Recipe.small(epochs=15)`, seed 0. Test accuracy {accuracy:.3f} on {images} drawn images; one run. It has seen drawn
+birds only: on a photograph its prediction means nothing. Weights in half precision. Licence: MIT. Made by
+`python scripts/record/train_shipped.py`.
 """
 
 
 def main() -> None:
+    """Trains the model, and writes it, its card and data/results/shipped_model.csv."""
     began = time.perf_counter()
     torch.manual_seed(0)
     names = [f"{i + 1:03d}.{species.name}" for i, species in enumerate(SPECIES)]
@@ -38,10 +39,7 @@ def main() -> None:
     (FIELDGUIDE / "README.md").write_text(CARD.format(accuracy=result.accuracy, images=len(test)))
     row = outcome | dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4))
     row |= dict(seconds=round(time.perf_counter() - began, 1)) | provenance(trainer)
-    with (RESULTS / "shipped_model.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(row)
+    write_rows(RESULTS / "shipped_model.csv", [row])
     print(f"{FIELDGUIDE.relative_to(ROOT)}: {row}")
 
 

@@ -1,0 +1,162 @@
+"""The lab's commands of `loupe`: explain, audit and fieldguide. What they need is imported when they run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
+from loupe_core.datasets import list_images
+from loupe_core.errors import LoupeError
+from loupe_core.files.atomic import replaced
+from loupe_core.files.images import open_image
+from loupe_core.geometry import transforms_for
+from loupe_core.heatmap import alt_text, mask_to_original, overlay
+from loupe_core.model import LoupeModel
+
+METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "occlusion")  # of `explain`
+FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
+
+
+def explain(args: Arguments) -> None:
+    """Draws a map over each photograph, and prints it in words with the likeliest classes."""
+    from PIL import Image
+
+    folder = args.photo.is_dir()
+    photographs = list_images(args.photo) if folder else [args.photo]
+    if not photographs:
+        raise LoupeError(f"{args.photo}: found no photograph in this folder; expected some, such as .jpg files")
+    out = args.out or Path("explained" if folder else "loupe.png")
+    if not folder and out.suffix.lower() not in Image.registered_extensions():
+        raise LoupeError(f"--out {out}: expected an image file such as out.png")
+    model = LoupeModel.from_pretrained(args.checkpoint)
+    target = _class_number(model, args)
+    failed = []
+    for path in photographs:
+        try:
+            if folder:
+                print(f"{path}:")
+            _explain_one(model, args, path, target, out / f"{path.relative_to(args.photo)}.png" if folder else out)
+        except LoupeError as error:
+            if not folder:
+                raise
+            failed.append(path)
+            print(f"loupe: {error}", file=sys.stderr)
+    if failed:
+        raise LoupeError(f"{args.photo}: {len(failed)} of {len(photographs)} photographs could not be explained, the "
+                         "lines above say why; all others were")
+
+
+def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path) -> None:
+    import torch
+    from PIL import Image
+
+    from loupe_lab.evidence.explain import explain as explain_images
+
+    photograph = open_image(path)
+    x, geometry = transforms_for(model.data_config, train=False)(photograph)
+    options = {} if args.site is None else dict(site=args.site)
+    found = explain_images(model, x[None], args.method, target, **options)[0]
+    heatmap = mask_to_original(found.abs(), geometry)
+    try:
+        if path != args.photo:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(out) as beside:
+            Image.fromarray(overlay(photograph, heatmap, args.alpha)).save(beside)
+    except OSError as error:
+        raise LoupeError(f"{out}: could not be written ({error.strerror or error}); "
+                         "give --out a folder that exists and has room") from error
+    print(alt_text(heatmap, name=args.method.replace("_", " ").replace("grad cam", "Grad-CAM")))
+    with torch.inference_mode():
+        top = model(x[None])[0].softmax(0).topk(min(5, model.num_classes))
+    for p, k in zip(top.values.tolist(), top.indices.tolist()):
+        print(f"{p:7.2%}  {model.class_names[k] if model.class_names else f'class {k}'}")
+    print(f"overlay: {out}")
+
+
+def _class_number(model: LoupeModel, args: Arguments) -> int | None:
+    """`--class` as a number: a class's name, or its number from 0; None where it was not given."""
+    wanted = args.target
+    if wanted is None:
+        return None
+    if args.method in FOR_ALL_CLASSES:
+        raise LoupeError(f"--class {wanted}: the {args.method} is the same for every class; expected a --method such "
+                         "as grad_cam")
+    names = model.class_names or []
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < model.num_classes:
+        return int(wanted)
+    known = f", or a name such as {', '.join(names[:3])}" if names else ""
+    raise LoupeError(f"--class {wanted}: unknown to {args.checkpoint}; expected a number from 0 to "
+                     f"{model.num_classes - 1}{known}")
+
+
+def audit(args: Arguments) -> None:
+    """Prints what other masks in the place of the gate's own do."""
+    import torch
+
+    from loupe_lab.evidence.audit import conclusion, gate_effect, table
+
+    if args.old_data is not None:  # until November 2026: loupe audit CHECKPOINT --data FOLDER
+        args.checkpoint, args.data = args.checkpoint or str(args.data), args.old_data
+    if args.checkpoint is None:
+        raise LoupeError("audit: found no --checkpoint; expected: loupe audit FOLDER --checkpoint CHECKPOINT")
+    if args.images < 1:
+        raise LoupeError(f"--images {args.images}: expected 1 or more")
+    if not 0 <= args.seed < 2**63:
+        raise LoupeError(f"--seed {args.seed}: expected a whole number from 0 to 2**63 - 1")
+    model, data = open_trained(args)
+    chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
+    samples = [data[i] for i in chosen]
+    effects = gate_effect(model, torch.stack([sample.image for sample in samples]),
+                          torch.tensor([sample.label for sample in samples]), site=args.site, seed=args.seed)
+    print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask")
+    print(table(effects))
+    print(conclusion(effects))
+
+
+def fieldguide(args: Arguments) -> None:
+    """Writes the drawn birds."""
+    from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+
+    out = args.out or args.folder
+    if out is None:
+        raise LoupeError("fieldguide: found no --out; expected a folder to make, such as --out data/birds")
+    species = species_of(args.groups)
+    root = write_fieldguide(out, species, train=args.train, test=args.test, size=args.size, seed=args.seed,
+                            weather=args.weather, workers=os.cpu_count() or 1)
+    print(f"{len(species) * (args.train + args.test)} drawn birds of {len(species)} species: {root}")
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The entry point: see `loupe_core.cli`."""
+    p = command(explain, "Draw the mask, or another explanation, over one photograph or a folder of them, in their own "
+                "coordinates, and print the top 5.")
+    p.add_argument("photo", type=Path, help="an image file, or a folder of them")
+    add_checkpoint(p)
+    p.add_argument("--out", "--output", type=Path,
+                   help="image file to write (loupe.png); for a folder of photographs, a folder (explained)")
+    p.add_argument("--method", choices=METHODS, default="mask", help="what to draw; signed maps by absolute value")
+    p.add_argument("--site", help="mask: whose gate, where there are several; grad_cam: which features")
+    p.add_argument("--class", dest="target", metavar="CLASS", help="name or number; the predicted class by default")
+    p.add_argument("--alpha", type=float, default=0.5, help="weight of the colour, 0 to 1")
+
+    p = command(audit, "How much of the mask reaches the logits and the accuracy: other masks in its place.")
+    add_data(p)
+    add_checkpoint(p, required=False)
+    p.add_argument("--data", dest="old_data", type=Path, help=argparse.SUPPRESS)
+    p.add_argument("--site", help="whose gate, where the model has several")
+    p.add_argument("--images", type=int, default=400, help="at most so many, evenly spread over the split")
+    p.add_argument("--seed", type=int, default=0, help="of the shuffled mask")
+
+    p = command(fieldguide, "Draw a set of field-guide birds in CUB-200-2011's layout.")
+    p.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)
+    p.add_argument("--out", type=Path, help="folder to make")
+    p.add_argument("--groups", type=int, default=5, help="groups of four species that differ in one part, 1 to 12")
+    p.add_argument("--train", type=int, default=30, help="training images per species")
+    p.add_argument("--test", type=int, default=20, help="test images per species")
+    p.add_argument("--size", type=int, default=112, help="side in pixels")
+    p.add_argument("--seed", type=int, default=0, help="same seed, same images")
+    p.add_argument("--weather", type=float, default=1.0, help="0: clear plates; 1: haze, blur, grain, more twigs")
