@@ -1,4 +1,4 @@
-"""What an explanation costs: the mask, Grad-CAM, integrated gradients, occlusion, rollout. ms and passes an image.
+"""What an explanation costs, in ms and passes per image: mask, Grad-CAM, integrated gradients, occlusion, rollout.
 
     python -m benchmarks.explanations [--quick]
 

@@ -3,12 +3,13 @@
     python -m benchmarks.gate [--quick]
 
 Bare and gated take turns in one process, in the precision that the Trainer would choose here. FLOPs are torch's own
-count, a multiplication and an addition as two. Weights are random: none of this depends on them. Writes
+count: a multiplication and an addition are two. Weights are random: none of this depends on them. Writes
 data/results/bench_gate.json.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -30,8 +31,8 @@ def build(backbone: str, gated: bool) -> LoupeModel:
     return LoupeModel(backbone, num_classes=200, pretrained=False, site="stage2" if gated else ()).to(DEVICE)
 
 
-def stepper(model: LoupeModel, batch: int, side: int = 224):
-    """One training step, and one forward pass without gradient, of `batch` images of `side` pixels."""
+def stepper(model: LoupeModel, batch: int, side: int = 224) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Two functions: one training step, and one forward pass without gradient, on `batch` images of `side` pixels."""
     images = torch.randn(batch, 3, side, side, device=DEVICE)
     labels = torch.randint(200, (batch,), device=DEVICE)
     loss, optimizer = LoupeLoss(0.05), Lion(model.parameters(), lr=1e-6, weight_decay=0.02)
@@ -67,7 +68,7 @@ def one_step(backbone: str, gated: bool, batch: int) -> None:
 
 
 def flops(model: LoupeModel) -> int:
-    """Of one image, forward."""
+    """FLOPs of one image, forward."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, 224, 224, device=DEVICE))
     return counter.get_total_flops()

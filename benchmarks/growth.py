@@ -1,9 +1,9 @@
-"""How a training grows: with images, with pixels, with processes.
+"""How the time of a training grows: with images, with pixels, with processes.
 
     python -m benchmarks.growth [--quick]
 
-1. Seconds an image of an epoch of swin_micro on 1,000, 4,000 and 12,000 drawn birds, and seconds to open such a set.
-2. Seconds an image of a training step of Swin-Tiny at 224, 384 and 448 pixels.
+1. Seconds per image in an epoch of swin_micro on 1,000, 4,000 and 12,000 drawn birds, and seconds to open such a set.
+2. Seconds per image in a training step of Swin-Tiny at 224, 384 and 448 pixels.
 3. The same epochs by one process and by two (gloo, torchrun): their losses, and their seconds.
 
 Writes data/results/bench_growth.json.
@@ -32,7 +32,7 @@ from loupe_lab.birds.fieldguide import fieldguide_set, species_of, write_fieldgu
 
 
 def repeated(root: Path, folder: Path, times: int) -> Path:
-    """The set in `root` with every image listed `times` times; the files are linked."""
+    """Makes a data set in `folder` with every image of the one in `root` `times` times; the files are hard links."""
     for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt"):
         lines = (root / name).read_text().splitlines()
         out, count = [], len(lines)
@@ -82,7 +82,7 @@ def by_pixels(sides: tuple[int, ...], rounds: int) -> list[dict]:
 
 
 def train(root: Path, out: Path, batch: int, threads: int) -> None:
-    """What each process of part 3 runs: two epochs in which nothing is left to chance."""
+    """What each process of part 3 runs: two epochs without any randomness but the order of the images."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     backbone = timm.create_model("swin_micro", num_classes=20, drop_path_rate=0.0)

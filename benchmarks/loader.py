@@ -1,4 +1,4 @@
-"""Images a second: `PhotoFolder` and `transforms_for` against torchvision's ImageFolder with timm's transform.
+"""Images per second: `PhotoFolder` and `transforms_for` against torchvision's ImageFolder with timm's transform.
 
     python -m benchmarks.loader [--quick]
 
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -61,12 +62,12 @@ def make_photographs(folder: Path, count: int) -> str:
     return "drawn"
 
 
-def their_transform(size: int, randaugment: str | None):
+def their_transform(size: int, randaugment: str | None) -> Callable:
     return create_transform(size, is_training=True, auto_augment=randaugment, color_jitter=None, re_prob=0.0,
                             interpolation="bicubic", mean=MEAN, std=STD)
 
 
-def our_transform(size: int, randaugment: str | None):
+def our_transform(size: int, randaugment: str | None) -> Callable:
     config = dict(input_size=(3, size, size), mean=MEAN, std=STD, interpolation="bicubic")
     return transforms_for(config, train=True, randaugment=randaugment, fast=True)
 
@@ -88,7 +89,7 @@ def read_all(loader: DataLoader) -> None:
         pass
 
 
-def passes(make, folder: Path, size: int, randaugment: str | None, epochs: int) -> None:
+def passes(make: Callable, folder: Path, size: int, randaugment: str | None, epochs: int) -> None:
     """What `peak_memory` measures: some passes over all photographs in one process."""
     torch.set_num_threads(1)
     loader = make(folder, size, randaugment, 0)
@@ -114,7 +115,7 @@ def measure_speed(folder: Path, size: int, randaugment: str | None, workers: int
 
 
 def measure_parts(folder: Path, size: int) -> dict:
-    """Mean ms of processor time a photograph: what theirs consists of, then what ours puts in its place."""
+    """Mean ms of processor time per photograph: the steps of theirs, then those of ours."""
     theirs = their_transform(size, RANDAUGMENT).transforms
     ours, quick = our_transform(size, None), our_transform(size, RANDAUGMENT).randaugment
     photographs = PhotoFolder(folder, val_fraction=0, test_fraction=0, cache=True)
@@ -142,7 +143,7 @@ def measure_parts(folder: Path, size: int) -> dict:
 
 
 def differences(paths: list[str], size: int, randaugment: str | None, seed: int = 0) -> dict:
-    """|ours - theirs| in 8 bit levels, from files, with the same window, mirror and RandAugment draws."""
+    """|ours - theirs| in 8-bit levels, from files, with the same crop, mirror and RandAugment draws."""
     theirs, ours = their_transform(size, randaugment), our_transform(size, randaugment)
     scale, draw = 255 * torch.tensor(STD)[:, None, None], RandomResizedCrop.get_params
     found = []

@@ -1,4 +1,4 @@
-"""Peak memory of a function in a fresh process. That process reads this file first, so it imports nothing large."""
+"""Peak memory of a function in a fresh process. That process imports this file first, so it imports nothing large."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import multiprocessing
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def peak_memory(function: Callable, *arguments) -> int:
-    """Bytes: the most that a fresh process held in memory while it ran `function`, a module's own, to its end."""
+def peak_memory(function: Callable, *arguments: Any) -> int:
+    """The most bytes that a fresh process held in memory up to the end of `function(*arguments)`.
+
+    Args:
+        function: one at the top level of a module, which the process can import.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run_and_tell, args=(theirs, function, arguments))

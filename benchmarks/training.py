@@ -1,4 +1,4 @@
-"""Images a second of the Trainer, against a plain loop, Lightning and Hugging Face's Trainer.
+"""Images per second of the Trainer, of a plain loop, of Lightning's and of Hugging Face's Trainer.
 
     python -m benchmarks.training [--quick]      # needs: pip install -e '.[bench]'
 
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import command, interleaved, ratio
 from benchmarks.memory import peak_memory
-from loupe_core import CUB200, LoupeModel, Recipe, Trainer, collate, transforms_for
+from loupe_core import CUB200, LoupeModel, Recipe, Sample, Trainer, collate, transforms_for
 from loupe_core.recipe import pick_precision
 from loupe_lab.birds.fieldguide import fieldguide_set, species_of
 
@@ -33,14 +34,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {"swin_micro": ("swin_micro", 112, 32), "swin_tiny": ("swin_tiny_patch4_window7_224", 224, 16)}
 
 
-def images_and_labels(samples) -> dict[str, torch.Tensor]:
+def images_and_labels(samples: list[Sample]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in collate(samples).items() if name in ("image", "label")}
 
 
 class Epoch:
-    """One epoch of one of the four on a case; `seconds` is its time from the end of the first step to the last's."""
+    """One epoch of one of the four on a case; `seconds` is the time from the end of its first step to that of its last.
+    """
 
-    def __init__(self, case: str, root: Path, steps: int):
+    def __init__(self, case: str, root: Path, steps: int) -> None:
         name, size, batch = CASES[case]
         torch.manual_seed(0)
         self.model = LoupeModel(name, num_classes=20, pretrained=False)
@@ -48,10 +50,10 @@ class Epoch:
         transform = transforms_for(self.model.data_config, **self.recipe.train_transform_options())
         self.birds = CUB200(root, "train", val_fraction=0, transform=transform, cache=True)
         self.birds = torch.utils.data.Subset(self.birds, range(batch * steps))
-        self.birds.labels = self.birds.dataset.labels[:batch * steps]
         self.batch, self.images, self.marks = batch, batch * (steps - 1), []
 
-    def mark(self, *_, **__):
+    def mark(self, *_, **__) -> None:
+        """To be called at the end of each step."""
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
@@ -63,7 +65,7 @@ class Epoch:
     def loader(self) -> DataLoader:
         return DataLoader(self.birds, self.batch, shuffle=True, collate_fn=images_and_labels)
 
-    def optimizer(self):
+    def optimizer(self) -> Lion:
         return Lion(self.model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay)
 
     def loss(self, batch: dict) -> torch.Tensor:
@@ -72,7 +74,7 @@ class Epoch:
 
     # --- the four ----------------------------------------------------------------------------------------------
 
-    def trainer(self):
+    def trainer(self) -> None:
         """This package's."""
         trainer = Trainer(self.model, self.recipe, progress=False)
         real = trainer.optimizer
@@ -85,8 +87,8 @@ class Epoch:
         trainer.optimizer = optimizer
         trainer.fit(self.birds)
 
-    def plain(self):
-        """The paper's recipe as it is usually written: fp32, one `.item()` a step for the bar."""
+    def plain(self) -> None:
+        """The paper's recipe as it is usually written: fp32, one `.item()` per step for the bar."""
         self.model.to(DEVICE).train()
         optimizer = self.optimizer()
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=1)
@@ -100,7 +102,7 @@ class Epoch:
             self.mark()
         schedule.step()
 
-    def lightning(self):
+    def lightning(self) -> None:
         import lightning
 
         case = self
@@ -124,7 +126,7 @@ class Epoch:
                               enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                               ).fit(Module(), self.loader())
 
-    def hugging_face(self):
+    def hugging_face(self) -> None:
         import transformers
 
         case = self
@@ -160,7 +162,7 @@ def precision() -> str:
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
@@ -181,7 +183,7 @@ def turns(case: str, root: Path, steps: int, rounds: int) -> dict[str, list[floa
 
 
 def shares(case: str, root: Path, steps: int) -> dict[str, float]:
-    """Where the Trainer's time goes: waiting for data, forward, backward, optimizer, the rest (shares of 1)."""
+    """Where the Trainer's time goes: fractions for data, forward, backward, optimizer and the rest."""
     epoch, spent, since = Epoch(case, root, steps), dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0), {}
 
     def add(name):
@@ -211,8 +213,8 @@ def shares(case: str, root: Path, steps: int) -> dict[str, float]:
         made.collate_fn = timed("data", made.collate_fn)
         return made
 
-    fetch = type(epoch.birds).__getitems__
-    epoch.birds.__class__ = type("Timed", (type(epoch.birds),), dict(__getitems__=timed("data", fetch)))
+    fetch = type(epoch.birds).__getitem__
+    epoch.birds.__class__ = type("Timed", (type(epoch.birds),), dict(__getitem__=timed("data", fetch)))
     trainer.optimizer, trainer.loader = optimizer, loader
     trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
     epoch.model.register_forward_pre_hook(lambda *_: since.update(forward=time.perf_counter()))

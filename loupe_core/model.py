@@ -218,7 +218,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         save_model(self, str(save_directory / WEIGHTS_NAME))
 
     @classmethod
-    def from_pretrained(cls, folder_or_id: str | Path, **kwargs) -> LoupeModel:
+    def from_pretrained(cls, folder_or_id: str | Path, **kwargs: object) -> LoupeModel:
         """The model that `save_pretrained` wrote, in eval mode on the CPU; loads no backbone weights from elsewhere.
 
         A folder from a stranger is safe to load: nothing in it is run, no other file is opened, and the memory taken

@@ -1,8 +1,8 @@
-"""A small Swin Transformer, registered with timm as ``swin_micro``, whose weights travel inside this package.
+"""A small Swin Transformer, registered with timm as `swin_micro`, whose weights travel inside this package.
 
 It is Swin-Tiny's plan at a size that two CPU cores can train: 112 px, patches of 4 px, windows of 7 x 7 tokens.
 Its stages have 28 x 28, 14 x 14, 7 x 7 and 4 x 4 tokens, so the mask after stage 2 has 14 x 14 cells.
-``pretrained=True`` loads weights that ``scripts/record/pretrain.py`` made from drawn birds.
+`pretrained=True` loads weights that `scripts/record/pretrain.py` made from drawn birds.
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ default_cfgs = generate_default_cfgs({
 
 
 @register_model
-def swin_micro(pretrained: bool = False, **kwargs) -> SwinTransformer:
-    """Swin (Liu et al. 2021) with 1.5 M parameters: x ``(B, 3, 112, 112)`` -> logits ``(B, num_classes)``."""
+def swin_micro(pretrained: bool = False, **kwargs: object) -> SwinTransformer:
+    """Swin (Liu et al. 2021) with 1.5 M parameters: x `(B, 3, 112, 112)` -> logits `(B, num_classes)`."""
     args = dict(img_size=112, patch_size=4, window_size=7, embed_dim=32, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8))
     return build_model_with_cfg(
         SwinTransformer, "swin_micro", pretrained,

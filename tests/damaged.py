@@ -336,17 +336,17 @@ for seed in range(6):
     archive(f"with random bytes, seed {seed}", flip(WHOLE, seed), "either")
 for name, path in {"up": "../up.txt", "up from inside": IN + "../../up.txt", "absolute": "{}/up.txt",
                    "up twice": "../../up.txt", "up in the middle": "x/../../up.txt"}.items():
-    archive(f"climbs: {name}", lambda folder, path=path: packed((path.format(folder), b"out")))
+    archive(f"climbs: {name}", lambda folder, path=path: packed((path.format(folder), b"out")),
+            "read" if name == "absolute" else "refused")  # tarfile takes the leading slash away
 for kind, number in {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE}.items():
-    for target in ("../../up.txt", "/etc/passwd", "images.txt", IN + "images.txt", "."):
-        archive(f"{kind} to {target}", packed((IN + "link", dict(type=number, linkname=target))))
+    for target, outcome in {"../../up.txt": "refused", "/etc/passwd": "refused", IN + "images.txt": "read"}.items():
+        archive(f"{kind} to {target}", packed((IN + "link", dict(type=number, linkname=target))), outcome)
 archive("writes through a link",
         packed((IN + "d", dict(type=tarfile.SYMTYPE, linkname="../..")), (IN + "d/up.txt", b"")))
 for kind, number in {"device": tarfile.CHRTYPE, "block device": tarfile.BLKTYPE, "pipe": tarfile.FIFOTYPE}.items():
     archive(f"holds a {kind}", packed((IN + "special", dict(type=number))))
 archive("a file that grows to 1 TB", lambda folder: gzip.compress(
     tarfile.TarInfo.tobuf(_sized(IN + "huge", 2**40)) + bytes(1024)))
-archive("a file of 30 MB of zeros in 30 kB", packed((IN + "zeros", bytes(30_000_000))))
 archive("negative size", gzip.compress(tarfile.TarInfo(IN + "x").tobuf()[:124] + b"\xff" * 12
                                        + tarfile.TarInfo(IN + "x").tobuf()[136:]), "refused")
 archive("one file twice", packed((IN + "a.txt", b"one"), (IN + "a.txt", b"two")), "read")

@@ -10,7 +10,8 @@ import torch
 from loupe_core import LoupeError, LoupeModel
 from loupe_core.cli import main
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
-from loupe_lab.evidence.audit import blocks, conclusion, gate_effect, next_norm, replace_mask, shuffled, table, within
+from loupe_lab.evidence.audit import conclusion, gate_effect, next_norm, relative_change, shuffled, table
+from loupe_lab.evidence.masks import replace_mask
 
 NAMES = ["own", "mean", "blocks", "within", "shuffled", "ones"]
 
@@ -135,17 +136,19 @@ def test_other_forms_meet_the_replaced_mask_in_their_own_way(form):
     np.testing.assert_allclose(effects["ones"].moved, (ones - own).norm(dim=1) / own.norm(dim=1), rtol=1e-3)
 
 
-def test_the_parts_of_a_mask():
+def test_a_shuffled_mask_keeps_its_values_and_each_image_has_its_own_order():
     mask = torch.rand(4, 1, 5, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(blocks(mask), block_means(mask))
-    torch.testing.assert_close(blocks(within(mask)), mask.mean((2, 3), keepdim=True).expand_as(mask))
-    torch.testing.assert_close(within(mask) * blocks(mask), mask * mask.mean((2, 3), keepdim=True))
-    assert within(torch.zeros(1, 1, 4, 4)).eq(0).all() and within(mask.where(mask > 0.7, 0.0)).isfinite().all()
-    dealt, other = shuffled(0)(mask), shuffled(1)(mask)
-    assert torch.equal(dealt.flatten(1).sort().values, mask.flatten(1).sort().values)
-    assert not torch.equal(dealt, mask) and not torch.equal(dealt, other) and torch.equal(dealt, shuffled(0)(mask))
+    first, other = shuffled(0)(mask), shuffled(1)(mask)
+    assert torch.equal(first.flatten(1).sort().values, mask.flatten(1).sort().values)
+    assert not torch.equal(first, mask) and not torch.equal(first, other) and torch.equal(first, shuffled(0)(mask))
     same = shuffled(0)(mask[:1].expand(4, -1, -1, -1))
-    assert not torch.equal(same[0], same[1])  # each image its own places
+    assert not torch.equal(same[0], same[1])
+
+
+def test_the_relative_change_counts_a_number_that_is_added_to_all_logits():
+    z = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    torch.testing.assert_close(relative_change(2 * z, z), torch.ones(2))
+    torch.testing.assert_close(relative_change(z + 1, z), torch.tensor([2**0.5 / 5, 2**0.5 / 2]))
 
 
 def test_rows_that_are_not_wanted_are_left_out_and_the_others_are_the_same():

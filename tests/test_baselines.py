@@ -8,7 +8,7 @@ from timm.layers.cbam import SpatialAttn
 from torch import nn
 
 from loupe_core import Loupe, LoupeError, LoupeModel
-from loupe_lab.evidence.baselines import CbamMask, SelfAttentionMask, control, peer, put_after
+from loupe_lab.evidence.baselines import CbamMask, SelfAttentionMask, baseline, control, put_after
 
 
 def size(module):
@@ -17,13 +17,13 @@ def size(module):
 
 @pytest.mark.parametrize("channels, parameters", [(64, 2_313), (256, 36_897)])
 @pytest.mark.parametrize("kind", ["se", "cbam", "self-attention"])
-def test_a_peer_is_as_large_as_the_loupe_to_three_percent(kind, channels, parameters):
-    assert abs(size(peer(kind, channels, parameters)) / parameters - 1) < 0.03
+def test_a_baseline_is_as_large_as_the_loupe_to_three_percent(kind, channels, parameters):
+    assert abs(size(baseline(kind, channels, parameters)) / parameters - 1) < 0.03
 
 
-def test_an_unknown_peer_is_refused():
-    with pytest.raises(LoupeError, match="peer 'eca' is unknown; expected one of se, cbam, self-attention"):
-        peer("eca", 64, 2_313)
+def test_an_unknown_baseline_is_refused():
+    with pytest.raises(LoupeError, match="baseline 'eca' is unknown; expected one of se, cbam, self-attention"):
+        baseline("eca", 64, 2_313)
 
 
 def test_a_self_attention_mask_equals_its_formula():
@@ -37,7 +37,7 @@ def test_a_self_attention_mask_equals_its_formula():
 
 
 @pytest.mark.parametrize("backbone, size", [("swin_micro", 112), ("resnet10t", 64)])
-def test_a_peer_stands_where_the_loupe_would_and_is_trained(backbone, size):
+def test_a_baseline_takes_the_loupes_place_and_is_trained(backbone, size):
     torch.manual_seed(0)
     gated = LoupeModel(backbone, 5, pretrained=False, img_size=size)
     channels = gated.gates["stage2"].site.channels
@@ -73,7 +73,7 @@ def test_the_constant_control_is_the_loupes_mean_of_each_image():
     assert mask[:, 0, 0, 0].std() > 0  # it may still tell one image from another
 
 
-def test_the_shuffled_control_deals_the_loupes_values_anew_in_training_and_once_for_all_at_test():
+def test_the_shuffled_control_shuffles_anew_in_training_and_in_one_order_at_test():
     gate, loupe, x = drawn("shuffled")
     gate.train()
     first, second, own = gate(x), gate(x), loupe(x)
@@ -82,7 +82,7 @@ def test_the_shuffled_control_deals_the_loupes_values_anew_in_training_and_once_
         torch.testing.assert_close(mask.flatten(1).sort().values, own.flatten(1).sort().values)
     assert not torch.equal(first, second)
     assert torch.equal(gate(x), gate(x))
-    torch.testing.assert_close(gate(x)[1:2], gate(x[1:2]))  # the same places for every image, in every batch
+    torch.testing.assert_close(gate(x)[1:2], gate(x[1:2]))  # the same order for every image, in every batch
     again, _, _ = drawn("shuffled")
     assert torch.equal(again.eval()(x), gate(x))
 

@@ -6,7 +6,6 @@ import sys
 import grids_beyond as beyond
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
 
 PROBABILITY = np.tile([0, 1 / 3, 2 / 3, 1, 0, 0, 0, 1], 60)  # (480,)
 KIND = np.repeat(["mono", "poly", "mono"], [200, 180, 100])
@@ -38,11 +37,17 @@ def test_a_split_by_block_keeps_neighbours_together(seed):
         assert 0.25 <= share < 0.25 + beyond.BLOCK / (KIND == kind).sum()
 
 
-def test_auc_is_mann_whitneys_u_over_the_pairs():
+def test_auc_counts_the_pairs_that_are_in_order_and_half_of_those_that_tie():
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 9, 80), rng.random(80) < 0.3
-    u = mannwhitneyu(scores[labels], scores[~labels]).statistic
-    assert beyond.auc(scores, labels) == pytest.approx(u / (labels.sum() * (~labels).sum()))
+    difference = scores[labels][:, None] - scores[~labels]
+    assert beyond.auc(scores, labels) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
+    assert beyond.auc(np.ones(80), labels) == 0.5
+
+
+def test_auc_of_one_label_is_nan():
+    for labels in ([True] * 3, [False] * 3, []):
+        assert np.isnan(beyond.auc(range(len(labels)), labels))
 
 
 def test_darkness_finds_a_dark_spot_and_not_a_slope():

@@ -1,5 +1,6 @@
 """Whatever is wrong with a file, it ends in a result or in one line: quickly, in bounded memory, inside its folder."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,11 +15,10 @@ from damaged import CASES, CONFIG, RECIPE, contents, encoded, resumed, sound_che
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loupe_core import datasets
 from loupe_core.cli import main
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError
-from loupe_core.files import download
+from loupe_core.files import download, lists
 from loupe_core.files.checkpoint import check_config
 from loupe_core.files.download import Archive, download_cub
 from loupe_core.files.images import open_image
@@ -80,10 +80,9 @@ def read_checkpoint(folder, monkeypatch):
 
 
 def read_archive(file, monkeypatch):
-    """From a file:// address here; https and the published figures are replaced, nothing else."""
+    """From a file:// address; the address and the published figures are replaced, nothing else."""
     data = file.read_bytes()
-    md5 = CASES_NOW.md5 or download.hashlib.md5(data).hexdigest()
-    monkeypatch.setattr(download, "SCHEME", "file://")
+    md5 = CASES_NOW.md5 or hashlib.md5(data).hexdigest()
     monkeypatch.setattr(download, "CUB_ARCHIVE", Archive("CUB_200_2011", file.as_uri(), md5, len(data)))
     target = file.parent.parent / "target"
     target.mkdir()
@@ -236,9 +235,9 @@ def refused_or(call, *errors):
 def test_any_bytes_as_a_list_are_a_table_or_one_line(content, tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes(content)
-    table = refused_or(lambda: datasets._read_table(file, 2, np.arange(1, 4)))
+    table = refused_or(lambda: lists.read_table(file, 2, np.arange(1, 4)))
     assert table is None or table.shape == (3, 2) and np.isfinite(table.astype(np.float32)).all()
-    names = refused_or(lambda: datasets._read_names(file))
+    names = refused_or(lambda: lists.read_names(file))
     if names is not None:
         assert names[0].dtype == np.int64 and len(names[0]) == len(set(names[1])) > 0
 
@@ -248,7 +247,7 @@ def test_any_bytes_as_a_list_are_a_table_or_one_line(content, tmp_path):
 def test_a_sound_table_is_read_as_it_is(tmp_path_factory, rows):
     file = tmp_path_factory.getbasetemp() / "sound.txt"
     file.write_text("".join(f"{k} {value!r}\n" for k, value in rows))
-    assert np.array_equal(datasets._read_table(file, 2, np.array([k for k, _ in rows])), rows)
+    assert np.array_equal(lists.read_table(file, 2, np.array([k for k, _ in rows])), rows)
 
 
 SIGNATURES = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM", b"P6 ",
@@ -307,11 +306,11 @@ def test_no_file_of_the_project_reads_a_pickle():
 
 
 def test_downloads_use_https_and_a_checksum():
-    """An address without https is in none of the archives, and urlopen stands only where the checksum is compared."""
+    """An address without https is in none of the archives, and only the file that compares checksums fetches any."""
     for archive in (download.CUB_ARCHIVE, download.SEGMENTATIONS_ARCHIVE):
         assert archive.url.startswith("https://") and re.fullmatch("[0-9a-f]{32}", archive.md5)
-    opens = [path.name for path in (ROOT / "loupe_core").glob("*.py")
-             if re.search(r"urlopen|urlretrieve|requests\.|httpx\.|http\.client\.HTTP", path.read_text())]
+    opens = [path.name for path in (ROOT / "loupe_core").rglob("*.py")
+             if re.search(r"urlopen|urlretrieve|download_url|requests\.|httpx\.|http\.client\.HTTP", path.read_text())]
     assert opens == ["download.py"]
 
 

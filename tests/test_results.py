@@ -2,6 +2,7 @@
 
 import csv
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import runs
 import torch
 
 from loupe_core import LoupeError
-from loupe_lab.evidence.results import interval, read_results
+from loupe_lab.evidence.results import commit, interval, read_results
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 
@@ -30,6 +31,31 @@ def test_results_are_found_from_a_folder_below_and_from_the_environment(tmp_path
         read_results("r")
     monkeypatch.setenv("LOUPE_RESULTS", str(tmp_path / "data" / "results"))
     assert read_results("r")[0]["arm"] == "loupe"
+
+
+def test_the_commit_is_told_and_whether_files_in_the_folders_have_changed(tmp_path, monkeypatch):
+    def git(*words):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit(tmp_path, ["code"]) == "none"
+    for folder in ("code", "more", "pages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("1")
+    git("init")
+    assert commit(tmp_path, ["code"]) == "none"
+    git("add", ".")
+    git("commit", "-m", "first")
+    short = git("rev-parse", "--short", "HEAD").strip()
+    (tmp_path / "pages" / "file").write_text("2")
+    assert commit(tmp_path, ["code", "more"]) == short
+    (tmp_path / "more" / "new").write_text("1")
+    assert commit(tmp_path, ["code", "more"]) == f"{short}-dirty" and commit(tmp_path, ["code"]) == short
+    (tmp_path / "code" / "file").write_text("2")
+    assert commit(tmp_path, ["code"]) == f"{short}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit(tmp_path, ["code"]) == "none"
 
 
 def test_a_stopped_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -2,22 +2,23 @@
 
 import pytest
 import torch
-from grids_robustness import movement, patch
+from grids_robustness import centred_change, patch
 from torch import nn
 
 from loupe_core import LoupeError, LoupeModel
 from loupe_lab.birds.fieldguide import SPECIES, draw
+from loupe_lab.evidence.audit import relative_change
 from loupe_lab.evidence.robustness import (
-    KINDS,
+    ATTACKS,
     LOSSES,
-    answers_to,
     as_images,
     as_pixels,
-    attacked,
+    attack,
     composed,
     empty_scene,
+    input_gradients,
+    logits_of,
     margin,
-    slopes,
 )
 
 
@@ -56,32 +57,32 @@ def test_pixels_and_images_are_each_others_way_back(pixels):
     assert torch.equal(as_images(model, grey), torch.zeros(1, 3, 1, 1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTACKS)
 @pytest.mark.parametrize("budget", (0, 0.5, 16))
 def test_an_attack_stays_within_its_budget_the_range_and_the_pixels_allowed(pixels, kind, budget):
     allowed = torch.rand(7, 6, 6) < 0.5
     pixels[0] = 0
-    moved = attacked(Linear(), pixels, LABELS, budget, kind, within=allowed)
-    assert moved.shape == pixels.shape and moved.min() >= 0 and moved.max() <= 1
-    assert (moved - pixels).abs().max() <= budget / 255 + 1e-6
-    assert torch.equal(moved[~allowed[:, None].expand_as(moved)], pixels[~allowed[:, None].expand_as(pixels)])
-    assert budget == 0 or not torch.equal(moved, pixels)
+    attacked = attack(Linear(), pixels, LABELS, budget, kind, within=allowed)
+    assert attacked.shape == pixels.shape and attacked.min() >= 0 and attacked.max() <= 1
+    assert (attacked - pixels).abs().max() <= budget / 255 + 1e-6
+    assert torch.equal(attacked[~allowed[:, None].expand_as(attacked)], pixels[~allowed[:, None].expand_as(pixels)])
+    assert budget == 0 or not torch.equal(attacked, pixels)
 
 
 @pytest.mark.parametrize("kind", ("fgsm", "pgd"))
 def test_on_a_linear_model_of_two_classes_the_attack_is_the_sign_of_the_weights(kind):
     model = Linear(classes=2).eval()
     x, y = torch.full((2, 3, 6, 6), 0.5), torch.tensor([0, 1])
-    moved = attacked(model, x, y, 8, kind, steps=20)
+    attacked = attack(model, x, y, 8, kind, steps=20)
     up = (model.W[1] - model.W[0]).sign().view(3, 6, 6).detach() * 8 / 255
-    torch.testing.assert_close(moved, x + torch.stack([up, -up]))
+    torch.testing.assert_close(attacked, x + torch.stack([up, -up]))
 
 
 def test_a_factor_on_the_logits_changes_neither_fgsm_nor_the_estimate(pixels):
     small, large = Linear(scale=0.1).eval(), Linear(scale=10.0).eval()
-    one, other = (attacked(m, pixels, LABELS, 2, "fgsm", loss="ratio") for m in (small, large))
+    one, other = (attack(m, pixels, LABELS, 2, "fgsm", loss="ratio") for m in (small, large))
     assert torch.equal(one, other)
-    (margin_1, map_1), (margin_2, map_2) = (slopes(m, pixels, LABELS) for m in (small, large))
+    (margin_1, map_1), (margin_2, map_2) = (input_gradients(m, pixels, LABELS) for m in (small, large))
     torch.testing.assert_close(margin_2, 100 * margin_1, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(margin_1 / map_1.sum((1, 2)), margin_2 / map_2.sum((1, 2)), rtol=1e-4, atol=1e-6)
 
@@ -92,9 +93,9 @@ def test_the_ratio_loss_is_croce_and_heins():
     torch.testing.assert_close(found, torch.tensor([-(3 - 2) / (3 - 1), -(0 - 3) / (3 - 1)]))
 
 
-def test_slopes_are_the_gradient_of_the_margin(pixels):
+def test_the_input_gradients_are_those_of_the_margin(pixels):
     model = Linear().eval()
-    found, maps = slopes(model, pixels, LABELS)
+    found, maps = input_gradients(model, pixels, LABELS)
     logits = model(as_images(model, pixels)).detach()
     for i, label in enumerate(LABELS):
         other = max((k for k in range(4) if k != label), key=lambda k: logits[i, k])
@@ -105,9 +106,9 @@ def test_slopes_are_the_gradient_of_the_margin(pixels):
 
 def test_pgd_is_stronger_than_fgsm_and_fgsm_than_noise(swin):
     x = torch.rand(12, 3, 112, 112, generator=torch.Generator().manual_seed(2))
-    y = answers_to(swin, x).argmax(1)
-    left = {kind: margin(answers_to(swin, attacked(swin, x, y, 1, kind)), y).mean() for kind in KINDS}
-    clean = margin(answers_to(swin, x), y).mean()
+    y = logits_of(swin, x).argmax(1)
+    left = {kind: margin(logits_of(swin, attack(swin, x, y, 1, kind)), y).mean() for kind in ATTACKS}
+    clean = margin(logits_of(swin, x), y).mean()
     assert left["pgd"] < left["fgsm"] < left["noise"] and left["fgsm"] < clean
 
 
@@ -116,9 +117,9 @@ def test_an_attack_repeats_itself_and_leaves_modes_gradients_and_the_random_stat
     model.drop.eval()
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, again = (attacked(model, pixels, LABELS, 2, seed=3) for _ in range(2))
+    first, again = (attack(model, pixels, LABELS, 2, seed=3) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, attacked(model, pixels, LABELS, 2, steps=1, seed=4))
+    assert not torch.equal(first, attack(model, pixels, LABELS, 2, steps=1, seed=4))
     assert model.training and not model.drop.training and model.W.grad is None
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -132,19 +133,19 @@ def test_an_attack_repeats_itself_and_leaves_modes_gradients_and_the_random_stat
 ])
 def test_a_wrong_argument_is_named(pixels, wrong, message):
     with pytest.raises(LoupeError, match=message):
-        attacked(Linear(), **dict(pixels=pixels, labels=LABELS, budget=1) | wrong)
+        attack(Linear(), **dict(pixels=pixels, labels=LABELS, budget=1) | wrong)
 
 
 def test_normalised_images_are_refused(pixels):
     with pytest.raises(LoupeError, match="undo the normalisation"):
-        attacked(Linear(), 2 * pixels - 1, LABELS, 1)
+        attack(Linear(), 2 * pixels - 1, LABELS, 1)
 
 
-def test_movement_ignores_what_softmax_ignores():
+def test_the_centred_change_ignores_what_softmax_ignores_and_the_plain_one_does_not():
     z = torch.tensor([[1.0, -1.0, 0.0]])
-    assert movement(z, z + 7).item() < 1e-6
-    assert movement(z, 3 * z).item() == pytest.approx(2)
-    assert movement(z, -z).item() == pytest.approx(2)
+    assert centred_change(z + 7, z).item() < 1e-6 < 1 < relative_change(z + 7, z).item()
+    assert centred_change(3 * z, z).item() == pytest.approx(2)
+    assert centred_change(-z, z + 5).item() == pytest.approx(2)
 
 
 def test_a_bird_before_another_scene_keeps_its_pixels():

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from loupe_core import LoupeError, LoupeModel
-from loupe_lab.evidence.routing import KINDS, backward_mask, gradient_terms, intervene, shares
+from loupe_lab.evidence.routing import INTERVENTIONS, backward_mask, gradient_terms, intervene, shares
 
 
 def small(form="multiply", **kwargs) -> LoupeModel:
@@ -47,11 +47,11 @@ def by_hand(model, features, G, lam=0.05):
     return torch.autograd.grad(mask, (x, loupe.conv1x1.weight), pull)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INTERVENTIONS)
 def test_the_forward_pass_is_the_same_bit_for_bit_and_the_gradient_is_the_formula(kind):
     model = small()
     plain, features, M, *_ = at_gate(model)
-    through, weights = by_hand(model, features, at_gate(model)[3])
+    via_mask, weights = by_hand(model, features, at_gate(model)[3])
     with intervene(model, kind, seed=7):
         logits, F_, mask, G, dF, dW = at_gate(model)
     assert torch.equal(logits, plain) and torch.equal(mask, M) and torch.equal(F_, features)
@@ -67,7 +67,7 @@ def test_the_forward_pass_is_the_same_bit_for_bit_and_the_gradient_is_the_formul
                 R[..., i:i + 2, j:j + 2] = M[..., i:i + 2, j:j + 2].mean((2, 3), keepdim=True)
     else:
         R = M
-    wanted = R * G + (0 if kind == "detached" else through)
+    wanted = R * G + (0 if kind == "detached" else via_mask)
     torch.testing.assert_close(dF, wanted, atol=1e-7, rtol=1e-4)
     if kind == "frozen":
         assert dW is None
@@ -78,7 +78,7 @@ def test_the_forward_pass_is_the_same_bit_for_bit_and_the_gradient_is_the_formul
 def test_an_intervention_ends_with_its_block():
     model = small()
     before = at_gate(model)[4]
-    for kind in KINDS:
+    for kind in INTERVENTIONS:
         with intervene(model, kind):
             changed = at_gate(model)[4]
         assert torch.equal(changed, before) == (kind in ("none", "frozen"))
@@ -102,7 +102,7 @@ def test_the_terms_add_up_to_autograds_gradient(form):
     *_, G, dF, _ = at_gate(model, lam=0.5)
     terms = gradient_terms(model, *batch(), lam=0.5)
     torch.testing.assert_close(terms.whole, dF, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(terms.beside, (2 if form == "residual" else 1) * terms.mask * G, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(terms.direct, (2 if form == "residual" else 1) * terms.mask * G, atol=1e-6, rtol=1e-4)
     assert all(part.norm() > 0 for part in terms[:3])
     assert not model.gates["stage2"]._forward_hooks
 
@@ -113,14 +113,14 @@ def test_shares_of_terms_that_are_known():
     b = torch.zeros(1, 2, 1, 2)
     b[0, 1] = torch.tensor([[4.0, 0.0]])  # at right angles to a, at the same place
     found = shares(type(gradient_terms(small(), *batch()))(a, b, torch.zeros_like(a), torch.ones(1, 1, 1, 2)))
-    assert found == pytest.approx(dict(beside=0.6, through=0.8, penalty=0.0, cosine=0.0, agree=1.0))
+    assert found == pytest.approx(dict(direct=0.6, via_mask=0.8, penalty=0.0, cosine=0.0, agree=1.0))
 
 
 def test_what_cannot_be_done_is_refused_in_one_line():
     for model, kind, found in ((small("mix"), "even", "mix"), (small(site=()), "even", "no gate"),
-                               (small(), "odd", "kind='odd'")):
+                               (small(), "odd", "found kind='odd'; expected one of none, frozen")):
         with pytest.raises(LoupeError, match=found), intervene(model, kind):
             pass
     for model in (small("mix"), small(site=["stage1", "stage2"])):
-        with pytest.raises(LoupeError, match="expected one, of form multiply or residual"):
+        with pytest.raises(LoupeError, match="expected one gate, of form multiply or residual"):
             gradient_terms(model, *batch())

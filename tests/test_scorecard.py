@@ -7,7 +7,7 @@ import pytest
 import torch
 from grids_scorecard import scenes_of, score
 from scipy.ndimage import gaussian_filter
-from scipy.stats import percentileofscore, spearmanr
+from scipy.stats import percentileofscore
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -15,18 +15,18 @@ from loupe_core import CUB200, EvalTransform, Geometry, LoupeError, LoupeModel, 
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.explain import explain
+from loupe_lab.evidence.masks import rank_correlation
 from loupe_lab.evidence.scorecard import (
     LAYERS,
+    LOCALISATION,
     NULLS,
-    PLACES,
     Scene,
     centre_prior,
-    faithful,
     highest,
-    likeness,
+    insertion_deletion,
+    localisation,
     null_maps,
     on_grid,
-    place,
     randomisation,
     rank_at,
     rank_of_part,
@@ -81,7 +81,7 @@ def test_a_part_that_is_hidden_or_cut_off_has_no_rank():
         assert all(map(math.isnan, rank_of_part(np.ones((4, 4)), one, 3, np.ones((16, 16), bool))))
 
 
-# --- place -------------------------------------------------------------------------------------------------------
+# --- localisation ------------------------------------------------------------------------------------------------
 
 PLAIN = Geometry((8, 8), (8, 8), (1.0, 1.0), (0.0, 0.0))
 
@@ -118,23 +118,23 @@ def test_pixels_that_tie_get_what_lots_would_give_them_on_average():
 
 def test_a_map_that_is_the_segmentation_scores_1():
     bird = some_bird()
-    one = place(bird[None].astype(float), [scene(bird, [(4.5, 3.5)], telling=(0,))])
+    one = localisation(bird[None].astype(float), [scene(bird, [(4.5, 3.5)], telling=(0,))])
     assert one["pointing"] == one["energy"] == one["iou"] == 1
     assert one["energy_parts"] == pytest.approx(5 / 12)  # of its 12 pixels 5 lie within 1 px of the part
     assert one["keypoints"] == pytest.approx(6.4 / 12)  # the bird's 12 pixels tie for a tenth of 64
     assert one["telling"] == 1 and one["ring"] == 0
-    assert place(1.0 - bird[None], [scene(bird)])["energy"] == 0
+    assert localisation(1.0 - bird[None], [scene(bird)])["energy"] == 0
 
 
 def test_an_even_map_gets_what_a_guess_gets():
     bird = some_bird()
     a = bird.mean()
-    even = place(np.full((1, 4, 4), 0.3), [scene(bird, [(1.5, 1.5), (6.5, 2.5)], telling=(1,), side=20.0)])
+    even = localisation(np.full((1, 4, 4), 0.3), [scene(bird, [(1.5, 1.5), (6.5, 2.5)], telling=(1,), side=20.0)])
     assert even["energy"] == pytest.approx(a) and even["iou"] == pytest.approx(a / (2 - a))
     assert even["keypoints"] == pytest.approx(0.1) and even["rank"] == 0.5
     assert even["ring"] == pytest.approx(12 / 16)
     rng = np.random.default_rng(0)
-    noise = place(rng.random((2000, 8, 8)), [scene(bird, [(1.5, 1.5)])] * 2000)
+    noise = localisation(rng.random((2000, 8, 8)), [scene(bird, [(1.5, 1.5)])] * 2000)
     assert noise["pointing"].mean() == pytest.approx(a, abs=4 * np.sqrt(a * (1 - a) / 2000))
     assert noise["energy"].mean() == pytest.approx(a, abs=0.01)
     assert noise["keypoints"].mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 2000))
@@ -146,7 +146,7 @@ def test_scores_equal_their_formulas_written_out_in_a_mirrored_crop():
     rng = np.random.default_rng(3)
     map_, bird, near = rng.random((8, 8)), rng.random((16, 16)) < 0.4, 2.0
     points = [(5.5, 3.5), (10.2, 8.9), (1.0, 1.0)]  # the last was cropped away
-    found = place(map_[None], [scene(bird, points, (1,), geometry, side=20.0)])
+    found = localisation(map_[None], [scene(bird, points, (1,), geometry, side=20.0)])
     seen = {(r, c): map_[r - 2, 7 - (c - 4)] for r in range(2, 10) for c in range(4, 12)}
     total = sum(seen.values())
     assert found["energy"] == pytest.approx(sum(v for p, v in seen.items() if bird[p]) / total)
@@ -165,12 +165,12 @@ def test_scores_equal_their_formulas_written_out_in_a_mirrored_crop():
 
 def test_what_cannot_be_told_is_nan_and_wrong_maps_are_refused():
     bird = some_bird()
-    found = place(np.zeros((1, 4, 4)), [scene(bird)])
+    found = localisation(np.zeros((1, 4, 4)), [scene(bird)])
     assert all(np.isnan(found[name]) for name in ("energy", "keypoints", "energy_parts", "telling", "rank", "ring"))
-    assert np.isnan(place(np.ones((1, 4, 4)), [scene(bird, [(1, 1)], telling=(5,))])["telling"])
+    assert np.isnan(localisation(np.ones((1, 4, 4)), [scene(bird, [(1, 1)], telling=(5,))])["telling"])
     for wrong in (np.ones((4, 4)), np.ones((2, 4, 4)), -np.ones((1, 4, 4))):
         with pytest.raises(LoupeError, match="expected .N, h, w. for N scenes, not negative"):
-            place(wrong, [scene(bird)])
+            localisation(wrong, [scene(bird)])
 
 
 # --- nulls -------------------------------------------------------------------------------------------------------
@@ -184,7 +184,8 @@ def test_null_maps_have_the_same_values_and_the_same_blur_elsewhere(kind):
     maps, rng = blobs(60), np.random.default_rng(1)
     nulls = null_maps(maps, kind, rng)
     assert np.allclose(np.sort(nulls, None), np.sort(maps, None))
-    assert np.abs(np.nanmean(likeness(maps, nulls))) < 0.1 and not any(np.allclose(a, b) for a, b in zip(maps, nulls))
+    assert np.abs(np.nanmean(rank_correlation(maps, nulls))) < 0.1
+    assert not any(np.allclose(a, b) for a, b in zip(maps, nulls))
 
     def beside(m):  # correlation of neighbours on the torus
         return np.mean([np.corrcoef(one.ravel(), np.roll(one, 1, 0).ravel())[0, 1] for one in m])
@@ -216,7 +217,7 @@ def test_maps_come_to_one_grid():
     assert np.array_equal(on_grid(fine, 4), fine.numpy())
 
 
-# --- faithfulness ------------------------------------------------------------------------------------------------
+# --- insertion, deletion and randomisation -----------------------------------------------------------------------
 
 class Toy(nn.Module):
     """Two classes; the second's logit is what the weights (h, w) see in the red of each cell of 2 x 2 pixels."""
@@ -232,7 +233,7 @@ class Toy(nn.Module):
 
 def test_insertion_and_deletion_equal_sums_done_by_hand():
     weights = np.array([[3.0, 1.0], [0.5, 2.0]])
-    found = faithful(Toy(weights), torch.ones(1, 3, 4, 4), weights[None], 1, steps=4, baseline="mean")
+    found = insertion_deletion(Toy(weights), torch.ones(1, 3, 4, 4), weights[None], 1, steps=4, baseline="mean")
 
     def area(sums):
         p = [1 / (1 + np.exp(-s)) for s in sums]
@@ -251,7 +252,8 @@ def test_the_true_order_beats_chance_and_chance_beats_the_reverse(baseline):
     maps = weights * nn.functional.avg_pool2d((images - empty)[:, :1], 2)[:, 0].numpy()
     model = Toy(weights)
     orders = dict(true=maps, even=np.ones_like(maps), reverse=-maps)
-    found = {name: faithful(model, images, order, 1, steps=7, baseline=baseline) for name, order in orders.items()}
+    found = {name: insertion_deletion(model, images, order, 1, steps=7, baseline=baseline)
+             for name, order in orders.items()}
     mean = {name: (f["insertion"].mean(), f["deletion"].mean()) for name, f in found.items()}
     assert mean["true"][0] > mean["even"][0] > mean["reverse"][0]
     assert mean["true"][1] < mean["even"][1] < mean["reverse"][1]
@@ -260,13 +262,7 @@ def test_the_true_order_beats_chance_and_chance_beats_the_reverse(baseline):
 def test_a_wrong_baseline_or_number_of_maps_is_refused():
     for maps, baseline in ((np.ones((1, 2, 2)), "black"), (np.ones((2, 2, 2)), "blur")):
         with pytest.raises(LoupeError, match="expected 'blur' or 'mean'"):
-            faithful(Toy(np.ones((2, 2))), torch.ones(1, 3, 4, 4), maps, baseline=baseline)
-
-
-def test_likeness_is_spearmans_and_an_even_map_has_none():
-    a, b = blobs(3), blobs(3, seed=5)
-    assert np.allclose(likeness(a, b), [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b)])
-    assert np.isnan(likeness(np.ones((1, 4, 4)), a[:1, :4, :4])).all()
+            insertion_deletion(Toy(np.ones((2, 2))), torch.ones(1, 3, 4, 4), maps, baseline=baseline)
 
 
 def small_swin():
@@ -294,7 +290,7 @@ def test_a_score_has_every_column_and_nan_where_none_was_asked_for(tmp_path):
     scenes = scenes_of(test, range(0, 8, 2))
     assert [scene.telling for scene in scenes] == [(PARTS.index("crown"),)] * 4
     found = score(model, scenes, "mask", draws=1, curves=2, steps=2, randomised=2)
-    wanted = [f"{name}{null}" for name in PLACES for null in ("", *(f"_{null}" for null in NULLS))]
+    wanted = [f"{name}{null}" for name in LOCALISATION for null in ("", *(f"_{null}" for null in NULLS))]
     wanted += [f"{name}_blur{null}" for name in ("insertion", "deletion") for null in ("", "_another")]
     wanted += [f"like_{name}" for name in (*LAYERS, "another")]
     assert set(found) == set(wanted) and all(v.shape == (4,) for v in found.values())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loupe_core import LoupeError
-from loupe_lab.evidence.results import answers, right_of
+from loupe_lab.evidence.results import pack_right, unpack_right
 from loupe_lab.evidence.statistics import mcnemar, paired_difference, proportion
 
 
@@ -51,6 +51,7 @@ def test_wilsons_interval_is_the_root_of_its_equation():
         assert abs(0.9 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 100), rel=1e-5)
 
 
-def test_answers_survive_the_trip_through_a_cell():
+def test_which_images_are_right_survives_the_trip_through_a_cell():
     right = np.random.default_rng(0).random(43) < 0.5
-    assert (right_of({"right": answers(right)}, 43) == right).all()
+    assert (unpack_right({"right": pack_right(right)}, 43) == right).all()
+    assert pack_right([True] + 7 * [False] + [True, True]) == "80c0"

@@ -16,7 +16,7 @@ import nbformat
 import numpy as np
 import yaml
 
-from loupe_lab.evidence.results import interval, read_results, right_of
+from loupe_lab.evidence.results import interval, read_results, unpack_right
 from loupe_lab.evidence.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def difference(grid: str, a: dict, b: dict, column: str = "right", images: int =
     if len(seeds) < 2:
         raise LedgerError(f"data/results/{grid}: {a} and {b} share {len(seeds)} seeds; expected two or more")
     if column.startswith("right"):
-        read = lambda rows: np.stack([right_of({"right": rows[s][column]}, images) for s in seeds])  # noqa: E731
+        read = lambda rows: np.stack([unpack_right({"right": rows[s][column]}, images) for s in seeds])  # noqa: E731
         mean, half = paired_difference(read(one), read(other))
         n = f"{len(seeds)} seeds x {images} {of}"
     else:
