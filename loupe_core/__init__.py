@@ -3,7 +3,6 @@
 Importing the package registers the backbone ``swin_micro`` with timm.
 """
 
-from loupe_core import swin_micro  # noqa: F401  (registers itself)
 from loupe_core.datasets import CUB200, PhotoFolder, Sample, collate, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.download import download_cub
@@ -16,6 +15,7 @@ from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.trainer import Trainer
+from loupe_core.weights import swin_micro  # noqa: F401  (registers itself)
 
 __all__ = [
     "CUB200", "EvalTransform", "Geometry", "LossTerms", "Loupe", "LoupeError", "LoupeLoss", "LoupeModel", "PhotoFolder",

@@ -39,11 +39,11 @@ def randaugment_of(description: str, side: int, fill: tuple[int, ...], interpola
 def _slide(image: Image.Image, shift: np.ndarray, fillcolor: tuple[int, int, int]) -> Image.Image:
     """Each row moved to the left by its own number of pixels, `shift` (H,): Pillow's bicubic transform, quicker.
 
-    A shear and a shift along a row need 4 of the 16 pixels that Pillow weighs, and one set of weights a row. Values
+    A shear and a shift along a row need 4 of the 16 pixels that Pillow weighs, and one set of weights per row. Values
     differ by at most 1 level, where Pillow's doubles and these floats round to either side.
     """
     w, h = image.size
-    packed = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)  # one number a pixel: one gather for all channels
+    packed = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32)  # one number per pixel: one gather for all channels
     fill = np.frombuffer(bytes((*fillcolor, 255)), np.uint32)
     out, column = np.empty((h, w), np.uint32), np.arange(w, dtype=np.int32)
     for top in range(0, h, 64):  # so many rows stay in the processor's cache
@@ -67,8 +67,8 @@ def _shear_x(image, factor, fillcolor, **_):
     return _slide(image, factor * (np.arange(image.height) + 0.5), fillcolor)
 
 
-def _translate_x(image, share, fillcolor, **_):
-    return _slide(image, np.full(image.height, share * image.width), fillcolor)
+def _translate_x(image, fraction, fillcolor, **_):
+    return _slide(image, np.full(image.height, fraction * image.width), fillcolor)
 
 
 def _along_columns(function, image, amount, **options):
@@ -77,7 +77,7 @@ def _along_columns(function, image, amount, **options):
 
 
 def _sharpness(image, factor, **_):
-    """Pillow's own values, from whole numbers: its smoothing weighs a pixel with 5 / 13, each neighbour with 1 / 13."""
+    """Pillow's own values, from whole numbers: its smoothing gives a pixel the weight 5 / 13, each neighbour 1 / 13."""
     pixels = np.asarray(image)
     smooth = pixels.copy()  # the border stays as it is
     for top in range(1, image.height - 1, 32):  # so many rows stay in the processor's cache

@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.download import find_cub
 from loupe_core.files.images import open_image
-from loupe_core.files.lists import check_rows, read_names, read_table
+from loupe_core.files.lists import check_rows, list_folders, list_images, read_names, read_table
 from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
 
@@ -122,8 +121,7 @@ def _is_pair(item: object) -> bool:
 
 
 class _Photographs(Dataset):
-    """What both kinds of set share: a subclass finds all photographs, and `_select` fills the attributes of one split.
-    """
+    """What both kinds of set have in common: a subclass finds all photographs, `_select` takes those of one split."""
 
     class_names: list[str]
     labels: np.ndarray  # (N,) int64
@@ -271,7 +269,7 @@ class CUB200(_Photographs):
     def segmentation(self, i: int) -> np.ndarray | None:
         """(H, W) bool, True on the bird: segmentations/<class>/<name>.png above 127. None where absent.
 
-        CUB's own segmentations hold the share of annotators, so True is their majority.
+        CUB's own segmentations hold the fraction of annotators who marked a pixel, so True is their majority.
         """
         file = Path(self.paths[i]).relative_to(self.root / "images").with_suffix(".png")
         path = self.root / "segmentations" / file
@@ -279,7 +277,7 @@ class CUB200(_Photographs):
 
 
 class PhotoFolder(_Photographs):
-    """Own photographs, one folder a class: `root/<class>/*.jpg`, or `root/train/<class>/*.jpg` and so on.
+    """Own photographs, one folder for each class: `root/<class>/*.jpg`, or `root/train/<class>/*.jpg` and so on.
 
     Where `root` is divided into the folders train, val and test, these are the splits (without val, it is cut
     from train). Else "test" is cut from all and "val" from the rest, class by class, by `seed`. Images are
@@ -300,13 +298,13 @@ class PhotoFolder(_Photographs):
                  cache: bool = False) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = root = Path(root)
-        folders = _list_folders(root)
+        folders = list_folders(root)
         # a class may be called "train": the root is divided when it holds little else
         divided = "train" in folders and ("test" in folders or set(folders) <= set(SPLITS))
-        class_names = _list_folders(root / "train") if divided else folders
+        class_names = list_folders(root / "train") if divided else folders
         files, labels, origin = [], [], []
         for part in [split for split in SPLITS if split in folders] if divided else ["."]:
-            for name in _list_folders(root / part):
+            for name in list_folders(root / part):
                 found = list_images(root / part / name)
                 if name not in class_names or (not found and part in ("train", ".")):
                     raise LoupeError(f"{root / part / name}: found a class without training images, "
@@ -333,7 +331,7 @@ def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 |
 
 
 def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
-    """Choose a share of each class's images: bool (N,). Images with label -1 are left alone."""
+    """Chooses a fraction of each class's images: bool (N,). Images with label -1 are never chosen."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
@@ -342,18 +340,3 @@ def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int,
         random = np.random.RandomState([seed, zlib.crc32(f"{purpose} {name}".encode())])
         chosen[random.permutation(members)[: max(count, 0)]] = True
     return chosen
-
-
-def _list_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise LoupeError(f"{folder}: found no such folder, expected one folder a class in it; check the path")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    if not names:
-        raise LoupeError(f"{folder}: found no folders in it, expected one folder of photographs a class")
-    return names
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files at any depth below a folder, in order; names that begin with a dot are passed over."""
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    return sorted(path for path in images if not any(p[0] == "." for p in path.relative_to(folder).parts))

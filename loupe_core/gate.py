@@ -45,7 +45,7 @@ class Gate(nn.Module):
     """A Loupe, and the way in which its mask meets the features it was made from.
 
     - `multiply`, the paper's: M * F goes on. At the start M is near 0.5.
-    - `mix`: M * F + (1 - M) * b, with b learned, one value a channel. b starts at 0, so as `multiply`.
+    - `mix`: M * F + (1 - M) * b, with b learned, one value per channel. b starts at 0, so it starts as `multiply`.
     - `residual`: F + (2M - 1) * F = 2M * F. M starts at 0.5 exactly, so F itself goes on.
 
     The residual form starts as the identity because its 1x1 convolution starts at zero. The other usual way, a learned

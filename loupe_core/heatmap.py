@@ -105,9 +105,9 @@ def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
 
 
 def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
-    """The heatmap in words: its peak, the share of it within the box, the share of the photograph not seen.
+    """The heatmap in words: its peak, the fraction of its sum in the box, the fraction of the photograph not seen.
 
-    The share in the box is given beside the box's share of the seen pixels, which an even mask would score.
+    Next to the fraction in the box stands the box's fraction of the seen pixels, which a constant mask would have.
 
     Args:
         heatmap: (H, W) of the photograph, NaN where unseen.
@@ -128,10 +128,10 @@ def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
         inside = ((rows >= top) & (rows <= top + h))[:, None] & ((columns >= left) & (columns <= left + w))
         hit = left <= x <= left + w and top <= y <= top + h
         total = np.nansum(heatmap)
-        share = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
+        fraction = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
         area = inside[seen].mean()
         text += f", {'inside' if hit else 'outside'} the box. "
-        text += f"{share:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
+        text += f"{fraction:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
     if not seen.all():
         text += f". {1 - seen.mean():.0%} of the photograph was cropped away, shown in grey"
     return text + "."

@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-import loupe_core.swin_micro  # noqa: F401  (registers the model with timm)
+import loupe_core.weights.swin_micro  # noqa: F401  (registers the model with timm)
 from loupe_core.errors import LoupeError, one_line
 from loupe_core.files.checkpoint import (
     CONFIG_NAME,

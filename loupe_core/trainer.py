@@ -7,10 +7,8 @@ Devices, mixed precision, several processes and the saved state are Hugging Face
 """
 
 import dataclasses
-import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -29,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
 from loupe_core.datasets import AsSamples, collate, labels_of
-from loupe_core.errors import LoupeError, one_line
-from loupe_core.files.atomic import remove, replaced, write_whole
+from loupe_core.errors import LoupeError
+from loupe_core.files.run_folder import RunFolder
 from loupe_core.files.signals import Stopped, on_signals
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
@@ -83,9 +81,8 @@ class Trainer:
     Args:
         model: Trained in place.
         recipe: The choices; None is the paper's.
-        out_dir: Folder for `best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs, for
-            `resume`), `log.jsonl` and `recipe.json`. None keeps all in memory. Every write is whole or as it was
-            before: a process may be killed at any moment, and `resume` then ends with the same weights.
+        out_dir: A `RunFolder` for the best model, states, log and recipe; None keeps all in memory. A process may be
+            killed at any moment, and `resume` then ends with the same weights.
         progress: Show a bar with the time left.
         tracker: Also send every epoch's row to "tensorboard", "wandb" or another of Accelerate's trackers.
 
@@ -114,6 +111,7 @@ class Trainer:
             project_dir=str(self.out_dir or "."),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
+        self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
                               self.recipe.label_smoothing)
 
@@ -148,13 +146,14 @@ class Trainer:
         self._check(train, *[] if val is None else [val])
         self.model.to(self.accelerator.device)
         frozen = [p for p in self._parameters()[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
-        for p in frozen:
-            p.requires_grad_(False)
-        loader = self.loader(train, train=True)
-        model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
-        val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
-        schedule = _Cosine(optimizer.optimizer, r.epochs * len(train_loader), r.lr_min)
+        model = self.model
         try:
+            for p in frozen:
+                p.requires_grad_(False)
+            loader = self.loader(train, train=True)
+            model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
+            val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
+            schedule = _Cosine(optimizer.optimizer, r.epochs * len(train_loader), r.lr_min)
             self._now = self._begin(schedule, resume)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
@@ -184,9 +183,9 @@ class Trainer:
             self.accelerator.free_memory()
         if self._now.best_weights is not None:
             self.model.load_state_dict(self._now.best_weights)
-        if self.out_dir and self.accelerator.is_main_process and not (self.out_dir / "best").exists():
+        if self.folder and self.accelerator.is_main_process and not (self.out_dir / "best").exists():
             # the process before this one was killed while the new best was taking the old one's place
-            self._keep_best(self.model)
+            self.folder.keep_best(self.model)
         return self.history
 
     def _stop(self, number: int, frame) -> None:
@@ -220,7 +219,7 @@ class Trainer:
             sums, count = sums + n * values.cpu().double(), count + n
             right += (logits.detach().argmax(1) == batch["label"]).sum().item()
             bar.update()
-        if self.accelerator.num_processes > 1:  # each process saw its own share of the images
+        if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
         loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
@@ -302,32 +301,20 @@ class Trainer:
 
     def _begin(self, schedule: _Cosine, resume: bool) -> _Progress:
         """Where to start: at the beginning, or after the newest state in `out_dir`."""
-        if self.out_dir is None:
+        if self.folder is None:
             return _Progress()
-        recipe_file, states = self.out_dir / "recipe.json", self._states()
-        if resume and states:
-            there = dataclasses.asdict(Recipe.read(recipe_file))
-            for name, value in dataclasses.asdict(self.recipe).items():
-                if name != "workers" and there[name] != value:
-                    raise LoupeError(f"resume: {recipe_file} has {name}={there[name]!r}, the recipe now has "
-                                     f"{value!r}; expected the same: resume with the old value or use a new folder")
-            try:
-                # not register_for_checkpointing, which would unpickle, and so execute, whatever lies in the folder
-                own = torch.load(states[-1] / "trainer.pt", map_location="cpu", weights_only=True)
-                self.accelerator.load_state(str(states[-1]))
-                schedule.load_state_dict(own.pop("schedule"))
-                return _Progress(**own)
-            except Exception as e:  # whatever a reader of broken bytes may raise
-                raise LoupeError(f"{states[-1]}: this state cannot be read ({type(e).__name__}: {one_line(e)}); move "
-                                 "its folder elsewhere and resume from the one before") from e
-        if self.accelerator.is_main_process:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            remove(self.out_dir / "states")
-            write_whole(recipe_file, json.dumps(dataclasses.asdict(self.recipe), indent=1) + "\n")
-        return _Progress()
-
-    def _states(self) -> list[Path]:
-        return sorted((self.out_dir / "states").glob("epoch-*"))
+        now = dataclasses.asdict(self.recipe)
+        if not (resume and self.folder.states()):
+            self.folder.begin(now)
+            return _Progress()
+        there = dataclasses.asdict(Recipe.read(self.out_dir / "recipe.json"))
+        for name, value in now.items():
+            if name != "workers" and there[name] != value:
+                raise LoupeError(f"resume: {self.out_dir / 'recipe.json'} has {name}={there[name]!r}, the recipe now "
+                                 f"has {value!r}; expected the same: resume with the old value or use a new folder")
+        own = self.folder.load()
+        schedule.load_state_dict(own.pop("schedule"))
+        return _Progress(**own)
 
     def _end_epoch(self, model, schedule: _Cosine, row: dict) -> None:
         now = self._now
@@ -341,43 +328,12 @@ class Trainer:
             if better:
                 now.best_loss = row["val_loss"]
                 now.best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
-        if self.out_dir is not None:
-            stop = []
-            try:
-                with on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
-                    self._keep(plain, schedule, row["epoch"], better)
-            except OSError as e:
-                shutil.rmtree(self.out_dir / "unfinished-state", ignore_errors=True)
-                raise LoupeError(f"{self.out_dir}: epoch {row['epoch']} could not be written ({e.strerror or e}); "
-                                 "the states before it are intact: free some space and resume") from e
+        if self.folder is not None:
+            stop, own = [], dict(schedule=schedule.state_dict(), **vars(now))
+            with on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
+                self.folder.keep(plain, own, row["epoch"], better)
             if stop:
                 self._stop(*stop[0])
-
-    def _keep(self, plain, schedule: _Cosine, epoch: int, better: bool) -> None:
-        """Writes log, best model and state; each is whole or as it was before. The two newest states stay."""
-        if self.accelerator.is_main_process:
-            if better:
-                self._keep_best(plain)
-            write_whole(self.out_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
-        unfinished, states = self.out_dir / "unfinished-state", self.out_dir / "states"
-        if self.accelerator.is_main_process:
-            remove(unfinished)  # of a process that was killed while it wrote
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
-        if self.accelerator.is_main_process:
-            # what Accelerate's state does not hold (not asdict, which would copy the weights)
-            torch.save(dict(schedule=schedule.state_dict(), **vars(self._now)), unfinished / "trainer.pt")
-        self.accelerator.wait_for_everyone()  # every process writes its part of the state
-        if self.accelerator.is_main_process:
-            states.mkdir(exist_ok=True)
-            os.replace(unfinished, states / f"epoch-{epoch:04d}")
-            for old in self._states()[:-2]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _keep_best(self, plain) -> None:
-        with replaced(self.out_dir / "best") as folder:
-            plain.save_pretrained(folder)
 
 
 def _per_image(masks, measure, logits, without: float) -> torch.Tensor:

@@ -23,6 +23,7 @@ from test_trainer import RECIPE, TRAIN, VAL, tiny_model
 
 from loupe_core import Recipe, Trainer
 from loupe_core.cli import main
+from loupe_core.files.run_folder import RunFolder
 from loupe_core.files.signals import Stopped
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 
@@ -119,14 +120,14 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_uninterrupted_on
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_path, monkeypatch, number, whole):
     before = signal.getsignal(number)
-    real = Trainer._keep
+    real = RunFolder.keep
 
-    def signalled(self, plain, schedule, epoch, better):
+    def signalled(self, model, own, epoch, better):
         if epoch == 2:
             os.kill(os.getpid(), number)
-        real(self, plain, schedule, epoch, better)
+        real(self, model, own, epoch, better)
 
-    monkeypatch.setattr(Trainer, "_keep", signalled)
+    monkeypatch.setattr(RunFolder, "keep", signalled)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the children
     trainer = Trainer(tiny_model(), Recipe(**RECIPE), tmp_path, progress=False)

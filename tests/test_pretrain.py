@@ -12,7 +12,7 @@ from pretrain import draw_set, main, random_attributes, zoom
 from safetensors.torch import load_file
 
 import loupe_core  # noqa: F401  (registers swin_micro)
-from loupe_core.swin_micro import WEIGHTS
+from loupe_core.weights.swin_micro import WEIGHTS
 from loupe_lab.birds.fieldguide import ATTRIBUTES, SPECIES, draw
 
 

@@ -23,13 +23,13 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # A file imports only from files that stand before it here; the README and the page "The package" have the same order.
 ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.atomic loupe_core.files.signals
            loupe_core.files.images loupe_core.files.lists loupe_core.files.download loupe_core.files.pixel_cache
-           loupe_core.files.checkpoint loupe_core.swin_micro loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
-           loupe_core.datasets loupe_core.recipe loupe_core.trainer loupe_core.heatmap loupe_core.cli
-           loupe_core.__main__
+           loupe_core.files.checkpoint loupe_core.files.run_folder loupe_core.weights.swin_micro loupe_core.model
+           loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry loupe_core.datasets
+           loupe_core.recipe loupe_core.trainer loupe_core.heatmap loupe_core.cli loupe_core.__main__
            loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
            loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.audit
-           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness
-           loupe_lab.pages.plots loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.commands""".split()
+           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness loupe_lab.pages.plots
+           loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.commands""".split()
 PACKAGES = ("loupe_core", "loupe_lab")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
          for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"}
@@ -59,6 +59,18 @@ def test_a_package_file_imports_only_from_files_above_it(name):
 
 def test_every_file_of_the_order_is_there():
     assert sorted(ORDER) == sorted(FILES)
+
+
+def test_the_core_knows_nothing_of_the_lab():
+    for name, path in FILES.items():
+        assert name.startswith("loupe_lab") or "import loupe_lab" not in path.read_text() \
+            and not any(used.startswith("loupe_lab") for used in package_imports(path)), name
+
+
+def test_the_front_of_the_core_can_be_read_in_one_sitting():
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "loupe_core").glob("*.py")}
+    assert sum(lines.values()) <= 2400
+    assert max(lines.values()) <= 380, max(lines, key=lines.get)
 
 
 def public_functions(tree: ast.Module):

@@ -76,7 +76,7 @@ def check_config(where: str, arguments: dict) -> None:
         input_size=(lambda v: isinstance(v, (list, tuple)) and size(v[-2:]), f"sides up to {LARGEST_SIDE} pixels"),
         mean=(numbers, "three numbers"),
         std=(lambda v: numbers(v) and min(v) > 0, "three numbers above 0"),
-        crop_pct=(lambda v: isinstance(v, (int, float)) and 0.01 < v < 100, "a share such as 0.9"),
+        crop_pct=(lambda v: isinstance(v, (int, float)) and 0.01 < v < 100, "a fraction such as 0.9"),
         interpolation=(lambda v: isinstance(v, str), "a name such as bicubic"),
     )
     given = {k: v for k, v in arguments.items() if v is not None} | (data if isinstance(data, dict) else {})

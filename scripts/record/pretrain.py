@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import replaced, write_whole
-from loupe_core.swin_micro import WEIGHTS
+from loupe_core.weights.swin_micro import WEIGHTS
 from loupe_lab.birds.fieldguide import ATTRIBUTES, SPECIES, draw
 
 SIZE = 112

@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.swin_transformer import SwinTransformer
 
-WEIGHTS = Path(__file__).parent / "weights" / "swin_micro.safetensors"
+WEIGHTS = Path(__file__).with_name("swin_micro.safetensors")
 
 default_cfgs = generate_default_cfgs({
     "swin_micro.fieldguide": dict(

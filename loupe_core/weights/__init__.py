@@ -1,0 +1,1 @@
+"""Weights that travel with the package, and the backbone that they are of."""
