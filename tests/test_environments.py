@@ -86,13 +86,13 @@ def distributions(repository, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_wheel_and_sdist_carry_weights_the_widgets_script_and_the_model_card(repository, distributions):
-    files = set(run("git", "-C", repository, "ls-files", "loupe_core").split())
+    files = set(run("git", "-C", repository, "ls-files", "loupe_core", "loupe_lab").split())
     assert {"loupe_lab/pages/explorer.js", "loupe_core/weights/fieldguide_loupe/model.safetensors"} <= files
     wheel = zipfile.ZipFile(distributions[".whl"]).namelist()
     sdist = [name.split("/", 1)[-1] for name in tarfile.open(distributions[".gz"]).getnames()]
     for there in (wheel, sdist):
         assert files <= set(there)
-    assert {name.split("/")[0] for name in wheel} == {"loupe_core", Path(wheel[-1]).parts[0]}  # no tests, no book
+    assert {name.split("/")[0] for name in wheel} == {"loupe_core", "loupe_lab", Path(wheel[-1]).parts[0]}  # no tests
 
 
 @pytest.mark.parametrize("suffix", [".whl", ".gz"])
@@ -102,13 +102,13 @@ def test_an_empty_environment_trains_from_the_distribution_alone(distributions, 
     here.mkdir()
     where = run(python, "-c", "import loupe_core; print(loupe_core.__file__)", cwd=here)
     assert Path(where.strip()).is_relative_to(tmp_path / "venv")
-    run(loupe, "fieldguide", "birds", cwd=here)
+    run(loupe, "fieldguide", "--out", "birds", cwd=here)
     run(loupe, "train", "birds", "--recipe", "small", "--out", "run", cwd=here)
     printed = run(loupe, "evaluate", "birds", "--checkpoint", "run/best", cwd=here)
     assert float(re.search(r"test accuracy (\S+)", printed)[1]) > 0.5, printed  # 20 species: chance is 0.05
     photograph = next((here / "birds" / "images").rglob("*.png"))
-    run(loupe, "explain", photograph, "--checkpoint", "run/best", "--output", "seen.png", cwd=here)
-    run(loupe, "export", "--checkpoint", "run/best", "--output", "loupe.onnx", cwd=here)
+    run(loupe, "explain", photograph, "--checkpoint", "run/best", "--out", "seen.png", cwd=here)
+    run(loupe, "export", "--checkpoint", "run/best", "--out", "loupe.onnx", cwd=here)
     assert (here / "seen.png").is_file() and (here / "loupe.onnx").is_file()
 
 

@@ -61,6 +61,16 @@ def test_every_file_of_the_order_is_there():
     assert sorted(ORDER) == sorted(FILES)
 
 
+def test_readme_and_api_page_have_the_same_order():
+    page = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text())
+    assert page[0] == "loupe_core" and page[1:] == [name for name in ORDER if name in page]
+    rooms = re.findall(r"^\| `(loupe_\w+/(?:\w+/)?)` \| .*: (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    listed = {room.rstrip("/").replace("/", "."): names.split(", ") for room, names in rooms}
+    there = {room: [name.rpartition(".")[2] for name in ORDER if name.rpartition(".")[0] == room] for room in listed}
+    assert {room: [n for n in names if n != "__main__"] for room, names in there.items()} == listed
+    assert set(ORDER) - {f"{room}.{name}" for room, names in there.items() for name in names} == {"loupe_lab.commands"}
+
+
 def test_the_core_knows_nothing_of_the_lab():
     for name, path in FILES.items():
         assert name.startswith("loupe_lab") or "import loupe_lab" not in path.read_text() \

@@ -214,7 +214,7 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
         seed: of the order of cells that tie.
 
     Returns:
-        "insertion" and "deletion": the areas, `(N,)` each.
+        The areas, `(N,)` each, under the names "insertion" and "deletion".
 
     Raises:
         LoupeError: the baseline is unknown, or the number of maps is not that of the images.
