@@ -28,7 +28,7 @@ def _choice(default: Any, about: str, **limits: Any) -> Any:
 
 @dataclass
 class Recipe:
-    """Every choice of a training run. The defaults are the paper's; each field's meaning stands in its metadata.
+    """Every choice of a training run. The defaults are the paper's, or where it is silent those of the authors' code.
 
     Raises:
         LoupeError: A value is of another type, out of its range, or lr_min is above lr.
@@ -98,7 +98,7 @@ class Recipe:
 
 
 # The meanings are written once, above; here they join the docstring.
-Recipe.__doc__ += "\n    Attributes:\n" + "".join(
+Recipe.__doc__ += "\n    Args:\n" + "".join(
     f"        {f.name}: {f.metadata['about']}.\n" for f in dataclasses.fields(Recipe))
 
 
