@@ -49,9 +49,10 @@ def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
             for call in calls.splitlines():
                 assert main(call.split("\0")[:-1]) == 0
         printed.append(capsys.readouterr().out)
-    train, test, look, python, audit, share = printed
+    train, test, look, folder, python, audit, share = printed
     assert train.count("of 2 classes") == 2 and test.count("test accuracy") == 2
     assert "robin" in look and (tmp_path / "robin.png").is_file()
+    assert folder.count("overlay: ") == len(list((tmp_path / "grad_cam").glob("*.jpg.png"))) == 20
     assert len(list((tmp_path / "heatmaps").glob("*.png"))) == 2 * 20 and "mean of its mask" in python
     assert "mean" in audit and share == "2 classes, gate at stage2\n"
     assert "test accuracy" in (tmp_path / "runs" / "own" / "best" / "README.md").read_text()
