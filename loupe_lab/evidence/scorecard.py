@@ -227,9 +227,10 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
     n, (h, w), side = len(maps), maps.shape[1:], min(images.shape[-2:])
     sigma = side / 14
     empty = gaussian_blur(images, 2 * int(2 * sigma) + 1, sigma) if baseline == "blur" else torch.zeros_like(images)
-    lots = np.random.default_rng(seed).permuted(np.tile(np.arange(h * w), (n, 1)), axis=1)
-    by_lot = np.argsort(-np.take_along_axis(maps.reshape(n, -1), lots, 1), 1, kind="stable")
-    order = torch.as_tensor(np.argsort(np.take_along_axis(lots, by_lot, 1), 1)).view(n, 1, h, w)  # cell -> its turn
+    cells = np.random.default_rng(seed).permuted(np.tile(np.arange(h * w), (n, 1)), axis=1)
+    highest_first = np.argsort(-np.take_along_axis(maps.reshape(n, -1), cells, 1), 1, kind="stable")
+    order = np.argsort(np.take_along_axis(cells, highest_first, 1), 1)  # cell -> its turn
+    order = torch.as_tensor(order).view(n, 1, h, w)
 
     def probabilities(pictures):
         return torch.cat([model(part).softmax(1) for part in pictures.split(64)])
