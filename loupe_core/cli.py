@@ -40,6 +40,9 @@ def train(args: Arguments) -> None:
     # The splits keep their own default seed: `evaluate` must find the test images that `train --seed 3` never saw.
     data = open_set(args.data, "train", cache=args.cache)
     print(data.describe())
+    if len(data.class_names) < 2:
+        raise LoupeError(f"{args.data}: found one class only, {data.class_names[0]!r}; expected two or more, a folder "
+                         "of photographs for each")
     if same := data.duplicates():
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")

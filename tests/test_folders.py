@@ -45,9 +45,7 @@ def test_a_test_folder_goes_by_its_usual_names(tmp_path, test):
     (several("train/a", "train/b", "unlabelled/x"), "'unlabelled' beside train/; expected only .* move it elsewhere"),
     (several("train/a", "train/b", "val/a", "valid/a"), "val/ and valid/, both names of the split val"),
     (several("test/a", "test/b"), "found test/ and no train/"),
-    (several("photos/robin", "photos/wren"), "one class only, 'photos'; .* one folder further down, .*photos"),
-    (several("robin"), "one class only, 'robin'; expected two folders of photographs or more"),
-    (several("train/a"), "one class only, 'a'"),
+    (several("photos/robin", "photos/wren"), "only, 'photos', with folders in it; .* one folder further down, .*photos"),
     (several("train/a", "train/b", "test/c"), "test/c: found a class without training photographs"),
 ])
 def test_a_layout_that_would_teach_the_wrong_thing_is_refused_in_one_line(tmp_path, paths, says):
@@ -223,6 +221,12 @@ def test_evaluate_and_audit_leave_out_what_the_model_was_trained_on(noise, tmp_p
         code, said, _ = run(capsys, command, noise, "--checkpoint", out / "best")
         assert code == 0 and f"left out: {len(seen)} test photographs that this model was trained on" in said
         assert f" of {len(now) - len(seen)}" in said
+
+
+def test_a_single_class_is_nothing_to_train_on(tmp_path, capsys):
+    write(tmp_path / "birds", *several("robin", count=9))
+    code, _, line = run(capsys, "train", tmp_path / "birds", "--out", tmp_path / "run", *SMALL)
+    assert code == 2 and "found one class only, 'robin'; expected two or more" in line
 
 
 def test_photographs_that_lie_in_two_splits_are_named(noise, tmp_path, capsys):

@@ -47,8 +47,8 @@ def survey(root: Path) -> Photographs:
     systems and archivers leave, and names that begin with a dot, do not count.
 
     Raises:
-        LoupeError: No such folder, no photographs in it, one class only, a split twice, other folders beside train, or
-            a class without training photographs.
+        LoupeError: No such folder, no photographs in it, a single class made of folders, a split twice, other folders
+            beside train, or a class without training photographs.
     """
     if not root.is_dir():
         raise LoupeError(f"{root}: found no such folder, expected one folder for each class in it; check the path")
@@ -110,11 +110,10 @@ def _splits_among(root: Path, children: dict[str, Path]) -> dict[str, Path]:
 def _check_classes(root: Path, parts: dict[str, Path], classes: dict, names: list[str]) -> None:
     if not names:
         raise LoupeError(f"{root}: found no photographs in its folders, expected one folder of them for each class")
-    if len(names) == 1:
-        inner = parts.get("train", root) / names[0]
-        hint = f": is it one folder further down, {inner}?" if _holds_folders_alone(inner) else ""
-        raise LoupeError(f"{root}: found one class only, {names[0]!r}; expected two folders of photographs or more, "
-                         f"one for each class{hint}")
+    inner = parts.get("train", root) / names[0]
+    if len(names) == 1 and _holds_folders_alone(inner):
+        raise LoupeError(f"{root}: found one class only, {names[0]!r}, with folders in it; expected one folder for "
+                         f"each class: is it one folder further down, {inner}?")
     for split, by_name in classes.items():
         if extra := sorted(set(by_name) - set(names)):
             raise LoupeError(f"{parts[split] / extra[0]}: found a class without training photographs, expected some in "
