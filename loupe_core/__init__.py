@@ -3,7 +3,7 @@
 Importing the package registers the backbone ``swin_micro`` with timm.
 """
 
-from loupe_core.datasets import CUB200, PhotoFolder, Sample, collate, open_set
+from loupe_core.datasets import CUB200, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
@@ -14,6 +14,7 @@ from loupe_core.heatmap import alt_text, mask_to_original, overlay, peak
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
+from loupe_core.samples import Sample, collate
 from loupe_core.trainer import Trainer
 from loupe_core.weights import swin_micro  # noqa: F401  (registers itself)
 

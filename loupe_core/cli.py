@@ -22,6 +22,7 @@ from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
+from loupe_core.files.run_folder import trained_on
 from loupe_core.gate import FORMS
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
@@ -38,6 +39,13 @@ def train(args: Arguments) -> None:
         download_cub(args.data)
     # The splits keep their own default seed: `evaluate` must find the test images that `train --seed 3` never saw.
     data = open_set(args.data, "train", cache=args.cache)
+    print(data.describe())
+    if len(data.class_names) < 2:
+        raise LoupeError(f"{args.data}: found one class only, {data.class_names[0]!r}; expected two or more, a folder "
+                         "of photographs for each")
+    if same := data.duplicates():
+        listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
+        print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
     site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
     model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
@@ -48,7 +56,7 @@ def train(args: Arguments) -> None:
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume)
+    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite)
     if accelerator.is_main_process:
         _tell(args, model, recipe, rows, len(data), len(val))
 
@@ -97,6 +105,14 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     if model.class_names and data.class_names != model.class_names:
         raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
                          f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
+    parts = {"train": (), "val": ("train",), "test": ("train", "val")}[args.split]
+    if seen := data.leave_out(trained_on(args.checkpoint, *parts)):
+        listed = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
+        print(f"left out: {len(seen)} {args.split} photographs that this model was trained on or chosen by ({listed}); "
+              "were photographs added since?")
+    if len(data) == 0:
+        raise LoupeError(f"{args.data}: found no {args.split} photograph that {args.checkpoint} was not trained on or "
+                         "chosen by; expected some")
     return model, data
 
 
@@ -184,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", choices=("paper", "small"), default="paper",
                    help="starting values of the recipe's options below; small: for drawn birds on two cores")
     p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
+    p.add_argument("--overwrite", action="store_true", help="begin in the place of an earlier training in --out")
     p.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
     p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
     p.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")

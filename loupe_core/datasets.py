@@ -1,14 +1,14 @@
 """Photographs with labels: the CUB-200-2011 layout, and folders of own photographs.
 
-One `Sample` holds an image with all that is known of it, and the geometry that leads back to the photograph.
+Each photograph comes as a `Sample`.
 """
 
+import hashlib
 import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
+from torch.utils.data import Dataset
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.download import find_cub
+from loupe_core.files.folders import survey
 from loupe_core.files.images import open_image
-from loupe_core.files.lists import check_rows, list_folders, list_images, read_names, read_table
+from loupe_core.files.lists import check_rows, read_names, read_table
 from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
+from loupe_core.samples import Sample
 
 PART_COUNT = 15  # of CUB, each with x, y and visibility
 SPLITS = ("train", "val", "test")
@@ -31,100 +33,14 @@ _CLIMBS = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\0")  # out of the fol
 Transform = Callable[[Image.Image], tuple[Tensor, Geometry | None]]
 
 
-@dataclass
-class Sample:
-    """One photograph. Parts and box are in pixels of the upright photograph, as `open_image` returns it.
-
-    CUB's annotations refer to stored pixels. Its photographs carry no EXIF rotation, so these are the same.
-    """
-
-    image: Tensor | Image.Image  # (3, H, W) from the transform; the photograph itself without one
-    label: int
-    parts: Tensor | None  # (15, 3): x, y, visible (1 or 0; x = y = 0 where not visible)
-    box: Tensor | None  # (4,): x, y, width, height
-    geometry: Geometry | None  # None without a transform, or when the transform keeps no record
-    path: str
-    image_id: int
-
-
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Samples -> one batch: image (B, 3, H, W), label (B,), parts (B, 15, 3) or None, box (B, 4) or None,
-    geometry (list), path (list), image_id (B,).
-
-    Raises:
-        LoupeError: the samples hold photographs instead of tensors.
-    """
-    if not torch.is_tensor(samples[0].image):
-        raise LoupeError("collate: found photographs, expected tensors: give the set a transform, see transforms_for")
-    columns = {field.name: [getattr(sample, field.name) for sample in samples] for field in fields(Sample)}
-    return {name: values if name in ("geometry", "path") else None if values[0] is None
-            else default_collate(values)  # in a worker, straight into shared memory
-            for name, values in columns.items()}
-
-
-def labels_of(dataset: Dataset) -> np.ndarray:
-    """The labels of a data set, (N,) int64, without opening an image.
-
-    Of a set with `labels` or `targets` (torchvision's), and of a Subset (random_split gives these) or a ConcatDataset
-    of such sets.
-
-    Raises:
-        LoupeError: There are none, or as many as images; or one is no whole number of 0 or more.
-    """
-    if isinstance(dataset, Subset) and not hasattr(dataset, "labels"):
-        return labels_of(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
-    if isinstance(dataset, ConcatDataset):
-        return np.concatenate([labels_of(part) for part in dataset.datasets])
-    kind = type(dataset).__name__
-    found = getattr(dataset, "labels", getattr(dataset, "targets", None))
-    if found is None or not hasattr(dataset, "__len__"):
-        raise LoupeError(f"data set {kind}: found no labels; expected a length and an attribute `labels` or `targets`, "
-                         "a whole number for each image, or a Subset or ConcatDataset of such sets")
-    labels = np.asarray(found)
-    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-        raise LoupeError(f"data set {kind}: found labels of shape {labels.shape} and type {labels.dtype} for "
-                         f"{len(dataset)} images; expected a whole number of 0 or more for each")
-    return labels.astype(np.int64)
-
-
-class AsSamples(Dataset):
-    """A data set of (image, label) pairs, such as torchvision's, as one of `Sample`; one of `Sample` stays as it is.
-
-    The image is what the set's transform gives: a tensor `(3, H, W)`, or (tensor, `Geometry`). `image_id` is the
-    position in the set, counted from 0.
-
-    Raises:
-        LoupeError: An item is neither a `Sample` nor such a pair.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Sample:
-        item = self.dataset[i]
-        if isinstance(item, Sample):
-            return item
-        image, label = item if _is_pair(item) else (None, None)
-        image, geometry = image if _is_pair(image) else (image, None)
-        if not torch.is_tensor(image):
-            found = [type(part).__name__ for part in item] if isinstance(item, tuple) else type(item).__name__
-            raise LoupeError(f"data set {type(self.dataset).__name__}, item {i}: found {found}, expected a Sample, or "
-                             "(tensor, label): give the set a transform, see transforms_for")
-        return Sample(image, int(label), None, None, geometry, path="", image_id=i)
-
-
-def _is_pair(item: object) -> bool:
-    return isinstance(item, (tuple, list)) and len(item) == 2
-
-
 class _Photographs(Dataset):
     """What both kinds of set have in common: a subclass finds all photographs, `_select` takes those of one split."""
 
+    layout: str  # in words
+    passed_over: dict[str, int] = {}  # ending -> number of files that no reader here opens
     class_names: list[str]
     labels: np.ndarray  # (N,) int64
+    names: list[str]  # "<class>/<file>", the same on every system
     paths: list[str]
     image_ids: np.ndarray  # (N,) int64
     parts: np.ndarray | None = None  # (N, 15, 3) float32
@@ -164,9 +80,53 @@ class _Photographs(Dataset):
         if len(index) == 0:
             raise LoupeError(f"{self.root}: found no {split} images; check split, val_fraction and classes")
         self.labels, self.image_ids = self._labels[index], self._image_ids[index]
-        self.paths = [self._paths[k] for k in index]
+        self.paths, self.names = [self._paths[k] for k in index], [self._names[k] for k in index]
         self.boxes = None if self._boxes is None else self._boxes[index]
         self.parts = None if self._parts is None else self._parts[index]
+
+    def describe(self) -> str:
+        """One line: how the folder was understood, how many photographs of how many classes, what was passed over."""
+        counts = [int(((self._splits == split) & (self._labels >= 0)).sum()) for split in SPLITS]
+        named = ", ".join(self.class_names[:3]) + (", ..." if len(self.class_names) > 3 else "")
+        line = (f"{self.root}: {self.layout}; {counts[0]} training, {counts[1]} validation and {counts[2]} test "
+                f"photographs of {len(self.class_names)} classes ({named})")
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.passed_over.items()))
+        return line + (f"; passed over, as no photographs that are read here: {kinds}" if kinds else "")
+
+    def identities(self) -> list[str]:
+        """Name and size of each photograph, "robin/1.jpg, 20480 bytes"; the content decides, not where it lies."""
+        return [f"{name}, {_size(path)} bytes" for name, path in zip(self.names, self.paths)]
+
+    def duplicates(self) -> list[tuple[str, str]]:
+        """Pairs of photographs of the same content in two splits, as "train robin/1.jpg".
+
+        Only files of the same size are read.
+        """
+        by_size: dict[int, list[int]] = {}
+        for i, path in enumerate(self._paths):
+            by_size.setdefault(_size(path), []).append(i)
+        pairs = []
+        for size, members in by_size.items():
+            if size < 1 or len({self._splits[i] for i in members}) < 2:
+                continue
+            by_content: dict[bytes, int] = {}
+            for i in members:
+                digest = hashlib.blake2b(Path(self._paths[i]).read_bytes()).digest()
+                first = by_content.setdefault(digest, i)
+                if self._splits[first] != self._splits[i]:
+                    pairs.append(tuple(f"{self._splits[k]} {self._names[k]}" for k in (first, i)))
+        return pairs
+
+    def leave_out(self, identities: set[str]) -> list[str]:
+        """Takes photographs out of this split; returns the names of those that were in it."""
+        gone = np.array([identity in identities for identity in self.identities()], dtype=bool)
+        names = [name for name, out in zip(self.names, gone) if out]
+        keep = np.flatnonzero(~gone)
+        self.labels, self.image_ids = self.labels[keep], self.image_ids[keep]
+        self.paths, self.names = [self.paths[k] for k in keep], [self.names[k] for k in keep]
+        self.boxes = None if self.boxes is None else self.boxes[keep]
+        self.parts = None if self.parts is None else self.parts[keep]
+        return names
 
     def with_split(self, split: str, transform: Transform | None = None) -> "CUB200 | PhotoFolder":
         """Another split of this set, as its constructor would give it; nothing is read or cut again."""
@@ -210,7 +170,7 @@ class CUB200(_Photographs):
     there is no folder parts/, `boxes` (N, 4) or None where there is neither parts/ nor bounding_boxes.txt.
 
     Args:
-        root: the folder that holds images.txt, or its parent.
+        root: the folder that holds images.txt, or one up to two folders above it.
         split: "train", "val" or "test".
         val_fraction: fraction of each class's training images that goes to "val", in [0, 1); unless it is 0, at
             least one image of a class with two or more.
@@ -231,7 +191,7 @@ class CUB200(_Photographs):
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction)
         self.root = base = find_cub(root)
         if base is None:
-            raise LoupeError(f"{root}: found no images.txt here or in CUB_200_2011/, expected the layout of "
+            raise LoupeError(f"{root}: found no images.txt here or up to two folders down, expected the layout of "
                              "CUB-200-2011; check the path, or fetch it with download_cub")
         class_ids, class_names = read_names(base / "classes.txt")
         image_ids, files = read_names(base / "images.txt")
@@ -263,6 +223,7 @@ class CUB200(_Photographs):
         self._splits = np.where(cut, "val", np.where(official, "train", "test"))
         self._choose(labels, class_names, class_ids, classes)
         self._image_ids, self._boxes, self._parts = image_ids, boxes, parts
+        self.layout, self._names = "lists as in CUB-200-2011", files
         self._paths = [os.path.join(base, "images", file) for file in files]  # pathlib takes 0.2 s for CUB
         self._select(split)
 
@@ -279,10 +240,11 @@ class CUB200(_Photographs):
 class PhotoFolder(_Photographs):
     """Own photographs, one folder for each class: `root/<class>/*.jpg`, or `root/train/<class>/*.jpg` and so on.
 
-    Where `root` is divided into the folders train, val and test, these are the splits (without val, it is cut
-    from train). Else "test" is cut from all and "val" from the rest, class by class, by `seed`. Images are
-    found at any depth below a class; names that begin with a dot are passed over. Parts and boxes are None;
-    image ids count the files from 1.
+    Where `root` is divided into the folders train, val and test, under one of their usual names, these are the splits
+    (without val, it is cut from train). Else "test" is cut from all and "val" from the rest, class by class, by a hash
+    of `seed` and each photograph's name: with another photograph in a class, at most one other changes its place. What
+    counts as a class and as a photograph: see `loupe_core.files.folders.survey`. `layout` and `passed_over` say what
+    was found. Parts and boxes are None; image ids count the files from 1.
 
     Args:
         test_fraction: fraction of each class that goes to "test", in [0, 1); not used where `root` is divided.
@@ -297,30 +259,21 @@ class PhotoFolder(_Photographs):
                  seed: int = 0, transform: Transform | None = None, classes: Sequence[str] | None = None,
                  cache: bool = False) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
-        self.root = root = Path(root)
-        folders = list_folders(root)
-        # a class may be called "train": the root is divided when it holds little else
-        divided = "train" in folders and ("test" in folders or set(folders) <= set(SPLITS))
-        class_names = list_folders(root / "train") if divided else folders
-        files, labels, origin = [], [], []
-        for part in [split for split in SPLITS if split in folders] if divided else ["."]:
-            for name in list_folders(root / part):
-                found = list_images(root / part / name)
-                if name not in class_names or (not found and part in ("train", ".")):
-                    raise LoupeError(f"{root / part / name}: found a class without training images, "
-                                     "expected at least one; add some, or leave the class out with `classes`")
-                files += found
-                labels += [class_names.index(name)] * len(found)
-                origin += [part] * len(found)
-        labels, origin = np.array(labels, dtype=np.int64), np.array(origin)
-        test = origin == "test" if divided else _cut(labels, class_names, test_fraction, seed, "test")
-        val = origin == "val"
-        if not val.any():
-            val = _cut(np.where(test, -1, labels), class_names, val_fraction, seed, "val")
-        self._splits = np.where(test, "test", np.where(val, "val", "train"))
-        self._choose(labels, class_names, class_names, classes)
-        self._image_ids, self._boxes, self._parts = np.arange(1, len(files) + 1), None, None
-        self._paths = [str(file) for file in files]
+        self.root = Path(root)
+        found = survey(self.root)
+        self.layout, self.passed_over, self._names = found.layout, found.passed_over, found.names
+        labels, splits = np.array(found.labels, dtype=np.int64), np.array(found.splits)
+        if not (splits == "val").any():
+            rest = splits != "test"
+            if not splits[0]:  # not divided
+                splits = np.where(_cut_by_name(labels, found.names, test_fraction, seed, "test"), "test", "train")
+                rest = splits == "train"
+            val = _cut_by_name(np.where(rest, labels, -1), found.names, val_fraction, seed, "val")
+            splits = np.where(val, "val", splits)
+        self._splits = splits
+        self._choose(labels, found.class_names, found.class_names, classes)
+        self._image_ids, self._boxes, self._parts = np.arange(1, len(labels) + 1), None, None
+        self._paths = [str(path) for path in found.paths]
         self._select(split)
 
 
@@ -330,13 +283,35 @@ def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 |
     return (CUB200 if listed else PhotoFolder)(root, split, **options)
 
 
+def _size(path: str) -> int:
+    """Bytes of a file; -1 where there is none, which is told when it is opened."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
 def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
-    """Chooses a fraction of each class's images: bool (N,). Images with label -1 are never chosen."""
+    """Chooses a fraction of each class's images, by their positions: bool (N,). Label -1 is never chosen."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
-        count = 0 if fraction == 0 else min(max(1, round(fraction * len(members))), len(members) - 1)
         # the legacy generator's stream is frozen, so a seed means the same cut under every NumPy
         random = np.random.RandomState([seed, zlib.crc32(f"{purpose} {name}".encode())])
-        chosen[random.permutation(members)[: max(count, 0)]] = True
+        chosen[random.permutation(members)[: _count(len(members), fraction)]] = True
     return chosen
+
+
+def _cut_by_name(labels: np.ndarray, names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """As `_cut`, by a hash of seed and name: a photograph more or less moves at most one other in its class."""
+    rank = [hashlib.blake2b(f"{seed} {purpose} {name}".encode()).digest() for name in names]
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in range(labels.max(initial=-1) + 1):
+        members = sorted(np.flatnonzero(labels == label), key=rank.__getitem__)
+        chosen[members[: _count(len(members), fraction)]] = True
+    return chosen
+
+
+def _count(members: int, fraction: float) -> int:
+    """How many of a class's images are chosen: never all, and at least one of two unless the fraction is 0."""
+    return 0 if fraction == 0 else max(0, min(max(1, round(fraction * members)), members - 1))

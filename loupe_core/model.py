@@ -202,7 +202,13 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained(folder)`: weights as safetensors, all else as config.json."""
-        config = dict(
+        (save_directory / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        save_model(self, str(save_directory / WEIGHTS_NAME))
+
+    @property
+    def config(self) -> dict:
+        """The arguments that build this model again, without its weights."""
+        return dict(
             backbone=self.backbone_name,
             num_classes=self.num_classes,
             site=self.sites[0] if self.one_mask else self.sites,
@@ -214,8 +220,6 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
             # where the backbone's first weights came from is a path of one machine, and no longer needed
             backbone_kwargs={k: v for k, v in self.backbone_kwargs.items() if not k.startswith("pretrained_cfg")},
         )
-        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_model(self, str(save_directory / WEIGHTS_NAME))
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path, **kwargs: object) -> LoupeModel:

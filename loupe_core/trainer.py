@@ -26,13 +26,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
-from loupe_core.datasets import AsSamples, collate, labels_of
 from loupe_core.errors import LoupeError
 from loupe_core.files.run_folder import RunFolder
 from loupe_core.files.signals import Stopped, on_signals
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe, pick_precision
+from loupe_core.samples import AsSamples, collate, identities_of, labels_of
 from loupe_core.sites import classifiers
 
 
@@ -122,7 +122,7 @@ class Trainer:
 
     # --- fit ---------------------------------------------------------------------------------------------------
 
-    def fit(self, train: Dataset, val: Dataset | None = None, resume: bool = False,
+    def fit(self, train: Dataset, val: Dataset | None = None, resume: bool = False, overwrite: bool = False,
             on_epoch_end: Callable[[dict], bool | None] | None = None) -> list[dict]:
         """Trains; returns one row per epoch: loss and its terms, accuracy, mean of M, on train and validation.
 
@@ -133,12 +133,13 @@ class Trainer:
                 also a Subset or ConcatDataset of them. Without `val` there is neither early stopping nor a choice of
                 the best epoch.
             resume: Go on after the last complete epoch found in `out_dir`, or start where there is none.
+            overwrite: Begin in the place of an earlier run in `out_dir`; without it such a folder is refused.
             on_epoch_end: Called with every epoch's row once the epoch is kept; True ends the training.
 
         Raises:
             LoupeError: A set is empty, without labels, or has labels that the model has no class for; the loss is not
-                finite (the states of earlier epochs are kept); or `resume` with a recipe other than the one that
-                `out_dir` was begun with, or a state that cannot be read.
+                finite (the states of earlier epochs are kept); `out_dir` holds a run; or `resume` with another recipe,
+                model or images than those it was begun with, or a state that cannot be read.
             Stopped: Ctrl-C or SIGTERM; a state that is just being written is finished first.
         """
         r = self.recipe
@@ -154,7 +155,9 @@ class Trainer:
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
             val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
             schedule = _Cosine(optimizer.optimizer, r.epochs * len(train_loader), r.lr_min)
-            self._now = self._begin(schedule, resume)
+            run = dict(model=self.model.config, train=identities_of(train),
+                       val=[] if val is None else identities_of(val))
+            self._now = self._begin(schedule, run, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
@@ -299,14 +302,15 @@ class Trainer:
             (backbone if name.startswith("backbone.") and id(p) not in classifier else fresh).append(p)
         return backbone, fresh
 
-    def _begin(self, schedule: _Cosine, resume: bool) -> _Progress:
+    def _begin(self, schedule: _Cosine, run: dict, resume: bool, overwrite: bool) -> _Progress:
         """Where to start: at the beginning, or after the newest state in `out_dir`."""
         if self.folder is None:
             return _Progress()
         now = dataclasses.asdict(self.recipe)
         if not (resume and self.folder.states()):
-            self.folder.begin(now)
+            self.folder.begin(now, run, overwrite or resume)
             return _Progress()
+        self.folder.check(run)
         there = dataclasses.asdict(Recipe.read(self.out_dir / "recipe.json"))
         for name, value in now.items():
             if name != "workers" and there[name] != value:

@@ -9,8 +9,8 @@ from pathlib import Path
 from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import replaced
+from loupe_core.files.folders import list_images
 from loupe_core.files.images import open_image
-from loupe_core.files.lists import list_images
 from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import alt_text, mask_to_original, overlay
 from loupe_core.model import LoupeModel

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from loupe_core import datasets
-from loupe_core.datasets import CUB200, PhotoFolder, collate, open_image
+from loupe_core import CUB200, PhotoFolder, collate, datasets, open_image
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import EvalTransform, TrainTransform
 
@@ -194,7 +193,7 @@ def replace(name, number, line):
 
 BROKEN = {
     "no classes": (drop("classes.txt"), "classes.txt: found no such file"),
-    "no images": (drop("images.txt"), "found no images.txt here or in CUB_200_2011/"),
+    "no images": (drop("images.txt"), "found no images.txt here or up to two folders down"),
     "no labels": (drop("image_class_labels.txt"), "image_class_labels.txt: found no such file"),
     "no split": (drop("train_test_split.txt"), "train_test_split.txt: found no such file"),
     "no boxes": (drop("bounding_boxes.txt"), "bounding_boxes.txt: found no such file"),
@@ -287,7 +286,7 @@ def test_a_broken_list_is_told_in_one_line_with_file_and_line(make_cub, name):
 
 
 WRONG = {
-    "no such folder": (dict(root="nowhere"), "nowhere: found no images.txt here or in CUB_200_2011/"),
+    "no such folder": (dict(root="nowhere"), "nowhere: found no images.txt here or up to two folders down"),
     "split": (dict(split="validation"), "split: found 'validation', expected one of train, val, test"),
     "val_fraction": (dict(val_fraction=1.0), "val_fraction: found 1.0, expected a fraction in [0, 1)"),
     "seed": (dict(seed=-1), "seed: found -1, expected a whole number"),
@@ -413,8 +412,8 @@ def test_hidden_and_other_files_are_passed_over_and_deep_ones_found(tmp_path):
     "tree, split, expected",
     [
         ([], "train", "found no folders in it"),
-        (["train/a/1.png", "test/b/1.png"], "train", "test/b: found a class without training images"),
-        (["train/a/1.png"], "test", "found no test images"),
+        (["train/a/1.png", "train/c/1.png", "test/b/1.png"], "train", "test/b: found a class without training"),
+        (["train/a/1.png", "train/b/1.png"], "test", "found no test images"),
     ],
 )
 def test_a_folder_that_cannot_serve_is_told_in_one_line(tmp_path, tree, split, expected):
@@ -424,11 +423,10 @@ def test_a_folder_that_cannot_serve_is_told_in_one_line(tmp_path, tree, split, e
     assert expected in one_line(caught) and str(tmp_path) in one_line(caught)
 
 
-def test_an_empty_class_and_a_missing_folder_are_told_in_one_line(tmp_path):
-    write_folder(tmp_path, ["a/1.png"])
-    (tmp_path / "b").mkdir()
+def test_an_empty_and_a_missing_folder_are_told_in_one_line(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
     for root, expected in (
-        (tmp_path, "b: found a class without"),
+        (tmp_path, "found no photographs in its folders"),
         (tmp_path / "c", "c: found no such folder"),
     ):
         with pytest.raises(LoupeError) as caught:

@@ -16,9 +16,14 @@ from loupe_core.errors import LoupeError, one_line
 
 
 def find_cub(root: str | Path) -> Path | None:
-    """The folder that holds images.txt: `root` or its CUB_200_2011; None where neither does."""
-    folders = (Path(root), Path(root) / "CUB_200_2011")
-    return next((folder for folder in folders if (folder / "images.txt").is_file()), None)
+    """The folder of CUB's lists: `root`, its CUB_200_2011, or else the only one up to two folders down; or None."""
+    root = Path(root)
+    for folder in (root, root / "CUB_200_2011"):
+        if (folder / "images.txt").is_file():
+            return folder
+    lists = [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/images.txt")]
+    below = [path.parent for path in lists if path.with_name("classes.txt").is_file()]
+    return below[0] if len(below) == 1 else None
 
 
 class Archive(NamedTuple):

@@ -1,9 +1,8 @@
-"""What lies in a data set: lists in CUB's layout, of which a wrong line is named, and folders of photographs."""
+"""The lists of a data set in CUB's layout; a wrong line is named."""
 
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loupe_core.errors import LoupeError
 
@@ -76,19 +75,3 @@ def check_rows(path: Path, good: np.ndarray, expected: str) -> None:
 def line_error(path: Path, number: int, found: str | int, expected: str) -> LoupeError:
     """What is wrong with a line, counted from 1."""
     return LoupeError(f"{path}, line {number}: found {str(found)[:60]!r}, expected {expected}; {_AGAIN}")
-
-
-def list_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, in order; those that begin with a dot are passed over."""
-    if not folder.is_dir():
-        raise LoupeError(f"{folder}: found no such folder, expected one folder for each class in it; check the path")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    if not names:
-        raise LoupeError(f"{folder}: found no folders in it, expected one folder of photographs for each class")
-    return names
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files at any depth below a folder, in order; names that begin with a dot are passed over."""
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    return sorted(path for path in images if not any(p[0] == "." for p in path.relative_to(folder).parts))

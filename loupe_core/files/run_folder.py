@@ -13,7 +13,8 @@ from loupe_core.files.atomic import remove, replaced, write_whole
 
 
 class RunFolder:
-    """`best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs), `log.jsonl` and `recipe.json`.
+    """`best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs), `log.jsonl`, `recipe.json`, and
+    `run.json` with the model's configuration and the images of training and validation.
 
     Each is whole, or as it was before, whenever the process ends. Of several processes the main one writes; Accelerate
     lets the others add their part of a state.
@@ -26,12 +27,58 @@ class RunFolder:
         """The folders of complete epochs, oldest first."""
         return sorted((self.path / "states").glob("epoch-*"))
 
-    def begin(self, recipe: dict) -> None:
-        """Begins a new run, in the place of the states of an earlier one."""
+    def begin(self, recipe: dict, run: dict, overwrite: bool) -> None:
+        """Begins a new run.
+
+        Args:
+            recipe, run: For `recipe.json` and `run.json`.
+            overwrite: Begin in the place of an earlier run.
+
+        Raises:
+            LoupeError: The folder holds a run, or it cannot be made.
+        """
+        there = [name for name in ("states", "best", "recipe.json") if (self.path / name).exists()]
+        if there and not overwrite:
+            done = f"{len((self.path / 'log.jsonl').read_text().splitlines())} epochs" \
+                if (self.path / "log.jsonl").is_file() else there[0]
+            raise LoupeError(f"{self.path}: found a training here already ({done}); expected an empty or a new folder: "
+                             "go on with --resume, begin again in its place with --overwrite, or give another --out")
         if self.accelerator.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
-            remove(self.path / "states")
-            write_whole(self.path / "recipe.json", json.dumps(recipe, indent=1) + "\n")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                remove(self.path / "states")
+                write_whole(self.path / "recipe.json", json.dumps(recipe, indent=1) + "\n")
+                write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+            except OSError as e:
+                raise LoupeError(f"{self.path}: this folder cannot be made or written to ({e.strerror or e}); give "
+                                 "another --out") from e
+
+    def check(self, run: dict) -> None:
+        """Compares a run that is to go on with the one that was begun here.
+
+        Raises:
+            LoupeError: The model or the images differ; the line says in what.
+        """
+        try:
+            begun = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return  # begun before these were kept
+        except (OSError, ValueError) as e:
+            raise LoupeError(f"{self.path / 'run.json'}: cannot be read ({one_line(e)}); expected what a training "
+                             "wrote: use a new folder") from e
+        now = json.loads(json.dumps(run))  # tuples become lists
+        for name, value in now["model"].items():
+            if value != begun["model"].get(name):
+                raise LoupeError(f"resume: {self.path} was begun with "
+                                 f"{_difference(name, begun['model'].get(name), value)}; expected the same model: give "
+                                 "the old options, or use a new folder")
+        for part in ("train", "val"):
+            before, after = set(begun[part]), set(now[part])
+            if before != after:
+                example = sorted(before ^ after)[0]
+                raise LoupeError(f"resume: {self.path} was begun with other {part} images: {len(after - before)} are "
+                                 f"new, {len(before - after)} are gone ({example}, ...); expected the same: bring them "
+                                 "back, or use a new folder")
 
     def load(self) -> dict:
         """Loads the newest state into what Accelerate has prepared; returns what `keep` was given with it.
@@ -87,3 +134,27 @@ class RunFolder:
         """Writes `best/`."""
         with replaced(self.path / "best") as folder:
             model.save_pretrained(folder)
+
+
+def _difference(name: str, before: object, after: object) -> str:
+    if name == "class_names" and before and after:
+        k = next((k for k, pair in enumerate(zip(before, after)) if pair[0] != pair[1]), min(len(before), len(after)))
+        before, after = (names[k] if k < len(names) else "none" for names in (before, after))
+        name = f"class {k}"
+    return f"{name} {before!r}, this one has {after!r}"
+
+
+def trained_on(checkpoint: str | Path, *parts: str) -> set[str]:
+    """The identities of the images that a training kept beside its checkpoint; empty where it kept none.
+
+    Args:
+        checkpoint: A run's `best/`, or the run's folder.
+        parts: "train", "val".
+    """
+    for folder in (Path(checkpoint), Path(checkpoint).parent):
+        try:
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            return {identity for part in parts for identity in run[part]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return set()

@@ -22,10 +22,10 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from loupe_core.datasets import Sample
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 from loupe_core.heatmap import mask_to_original, peak
+from loupe_core.samples import Sample
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.masks import border_ring, centre_gaussian, rank_correlation
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from loupe_core.datasets import Sample
 from loupe_core.errors import LoupeError
 from loupe_core.files.images import open_image
 from loupe_core.geometry import Geometry, transforms_for
 from loupe_core.heatmap import peak
+from loupe_core.samples import Sample
 from loupe_core.sites import eval_mode
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES, draw
 from loupe_lab.birds.painter import PARTS

@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, rankdata, spearmanr
 from torch.utils.data import Dataset
 
 from loupe_core import LoupeModel, Recipe, Trainer
-from loupe_core.datasets import Sample
+from loupe_core.samples import Sample
 from loupe_lab.evidence.masks import border_ring
 
 TOP = 20  # cells that are smoothed away: about a tenth

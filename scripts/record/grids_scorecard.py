@@ -11,7 +11,7 @@ from grids_first import photographs
 from runs import telling_parts, trained
 
 from loupe_core import CUB200, LoupeModel, Trainer, transforms_for
-from loupe_core.datasets import Sample
+from loupe_core.samples import Sample
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.evidence.scorecard import (
