@@ -335,8 +335,12 @@ def test_worker_processes_give_the_batches_of_the_main_process(make_cub):
         assert torch.equal(one["image"], other["image"]) and one["geometry"] == other["geometry"]
 
 
-def test_a_set_survives_pickling(make_cub):
-    dataset = CUB200(make_cub(), transform=TrainTransform(16, HALF, HALF, randaugment="rand-m9-mstd0.5"))
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_a_set_survives_pickling(make_cub, fast, interpolation):
+    """As it does on the way to a worker that is started, not forked: Python 3.14's default, and Windows'."""
+    dataset = CUB200(make_cub(), transform=TrainTransform(16, HALF, HALF, interpolation, randaugment="rand-m9-mstd0.5",
+                                                          fast=fast))
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.paths == dataset.paths and copy[0].image.shape == (3, 16, 16)
 

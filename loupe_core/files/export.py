@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, one_line
+from loupe_core.files.atomic import replaced
 from loupe_core.model import LoupeModel
-from loupe_core.sites import eval_mode, one_line
+from loupe_core.sites import eval_mode
 
 
 class _WithMask(nn.Module):
@@ -57,7 +58,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
                 dynamo=True, verbose=False)
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
-        program.save(str(path))
+        with replaced(path) as beside:
+            program.save(str(beside))
     except Exception as error:  # the exporter's stages each raise their own kinds
         raise LoupeError(f"{model.backbone_name} cannot be exported to {path}: {one_line(error)}") from error
     return names
