@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from filelock import FileLock
 from torch.utils.data import Dataset
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
@@ -164,17 +165,18 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     """
     sets = fieldguide_sets(SMALL, seed, 30, 20)
     kept = KEPT / f"{arm}-{seed}.pt"
-    model = build(arm, seed)
-    if kept.exists():
-        stored = torch.load(kept, weights_only=True)
-        model.load_state_dict(stored["weights"])
-        return model.eval(), stored["outcome"], sets("test", transforms_for(model.data_config, train=False))
-    began = time.perf_counter()
-    outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
-    outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(kept) as unfinished:
-        torch.save(dict(weights=model.state_dict(), outcome=outcome), unfinished)
+    with FileLock(kept.with_suffix(".lock")):  # processes that record parts of a grid may want the same training
+        model = build(arm, seed)
+        if kept.exists():
+            stored = torch.load(kept, weights_only=True)
+            model.load_state_dict(stored["weights"])
+            return model.eval(), stored["outcome"], sets("test", transforms_for(model.data_config, train=False))
+        began = time.perf_counter()
+        outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
+        outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
+        with replaced(kept) as unfinished:
+            torch.save(dict(weights=model.state_dict(), outcome=outcome), unfinished)
     return model.eval(), outcome, test
 
 
