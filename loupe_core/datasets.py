@@ -8,6 +8,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,10 @@ class _Photographs(Dataset):
                 continue
             by_content: dict[bytes, int] = {}
             for i in members:
-                digest = hashlib.blake2b(Path(self._paths[i]).read_bytes()).digest()
-                first = by_content.setdefault(digest, i)
-                if self._splits[first] != self._splits[i]:
-                    pairs.append(tuple(f"{self._splits[k]} {self._names[k]}" for k in (first, i)))
+                with suppress(OSError):  # a file that cannot be read is told when it is opened
+                    first = by_content.setdefault(hashlib.blake2b(Path(self._paths[i]).read_bytes()).digest(), i)
+                    if self._splits[first] != self._splits[i]:
+                        pairs.append(tuple(f"{self._splits[k]} {self._names[k]}" for k in (first, i)))
         return pairs
 
     def leave_out(self, identities: set[str]) -> list[str]:
@@ -126,6 +127,7 @@ class _Photographs(Dataset):
         self.paths, self.names = [self.paths[k] for k in keep], [self.names[k] for k in keep]
         self.boxes = None if self.boxes is None else self.boxes[keep]
         self.parts = None if self.parts is None else self.parts[keep]
+        self._cache = None if self._cache is None else PixelCache()  # it knows photographs by their positions
         return names
 
     def with_split(self, split: str, transform: Transform | None = None) -> "CUB200 | PhotoFolder":

@@ -223,6 +223,14 @@ def test_evaluate_and_audit_leave_out_what_the_model_was_trained_on(noise, tmp_p
         assert f" of {len(now) - len(seen)}" in said
 
 
+def test_a_set_with_a_cache_shows_the_right_photographs_after_some_are_left_out(noise):
+    data = PhotoFolder(noise, cache=True)
+    before = {name: np.asarray(data.image(i)) for i, name in enumerate(data.names)}
+    gone = data.leave_out(set(data.identities()[::3]))
+    assert len(gone) == -(-len(before) // 3) and not set(gone) & set(data.names)
+    assert all(np.array_equal(data.image(i), before[name]) for i, name in enumerate(data.names))
+
+
 def test_a_single_class_is_nothing_to_train_on(tmp_path, capsys):
     write(tmp_path / "birds", *several("robin", count=9))
     code, _, line = run(capsys, "train", tmp_path / "birds", "--out", tmp_path / "run", *SMALL)
