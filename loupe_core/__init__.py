@@ -1,6 +1,6 @@
 """The Loupe: a plug-and-play spatial attention gate, with the tools to train it and to look through it.
 
-Importing the package registers the backbone ``swin_micro`` with timm.
+Importing the package registers the backbone `swin_micro` with timm.
 """
 
 from loupe_core.datasets import CUB200, PhotoFolder, open_set

@@ -37,43 +37,58 @@ FIELDGUIDE = Path(__file__).parent / "weights" / "fieldguide_loupe"
 CARD = Path(__file__).parent / "files" / "model_card.md"
 
 
-# What belongs to one forward pass, apart for each thread: `input_size`, (H, W) of its images; `model`, the LoupeModel
-# (or DataParallel's replica of it) that runs; `masks`, what its gates have made so far; `learns`, whether it was called
-# with gradients. (Not a context variable: torch.compile cannot set one within a graph.)
+# What belongs to one forward pass, apart for each thread: `model`, the LoupeModel (or DataParallel's replica) that
+# runs; `masks`, what its gates have made so far; `learns`, whether it was called with gradients; and `entrance` with
+# `size`, where the last image entered. (Not a context variable: torch.compile cannot set one within a graph.)
 _pass = threading.local()
 
 
-def _note_size(module: nn.Module, inputs: tuple) -> None:
-    """Forward pre-hook where images enter the backbone, so that a call of the backbone alone is known as well."""
-    if inputs and torch.is_tensor(inputs[0]):
-        _pass.input_size = tuple(inputs[0].shape[-2:])
+class _Entrance:
+    """Where images enter a model's backbone, however it is called: knows (H, W) of the last one.
+
+    It also tells a model's own gates, and those of its replicas, from the gates of other models.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def note(self, module: nn.Module, inputs: tuple) -> None:
+        """Forward pre-hook of the backbone, and of its first layer, which also meets `forward_features(x)`."""
+        if inputs and torch.is_tensor(inputs[0]) and inputs[0].ndim == 4 and inputs[0].shape[1] == 3:
+            self.size = _pass.size = tuple(inputs[0].shape[-2:])
+            _pass.entrance = self
+
+    def now(self) -> tuple[int, int]:
+        """The size in this thread's pass; in the backward pass of another thread, of the last image anywhere."""
+        return _pass.size if getattr(_pass, "entrance", None) is self else self.size
 
 
 class SiteGate(Gate):
     """A `Gate` at a site of a backbone: a forward hook that hands on the gated features and keeps the mask."""
 
-    def __init__(self, site: Site, layout: Layout, reduction: int, form: str, input_size: tuple[int, int]) -> None:
+    def __init__(self, site: Site, layout: Layout, reduction: int, form: str, entrance: _Entrance) -> None:
         super().__init__(site.channels, reduction, form)
         self.site = site
         self.layout = layout
         self.key = site.name.replace(".", "_")  # among the model's gates
-        self.input_size = input_size  # (H, W); for tokens in a thread that has seen no image, see `hook`
+        self.entrance = entrance
 
     def hook(self, module: nn.Module, inputs: tuple, output: object) -> object:
         """Called by the site's module; returns its output with the features gated, in the backbone's own layout.
 
-        Gradient checkpointing calls it again in the backward pass, on a GPU in another thread. Then no model is running
-        here and nothing is kept; the size of images only matters for tokens, and of it only the aspect ratio.
+        Gradient checkpointing calls it again in the backward pass. Then no model is running, and nothing is kept.
         """
         model = getattr(_pass, "model", None)
-        if model is not None and model.training and _pass.learns and not torch.is_grad_enabled():
-            raise LoupeError(f"gate at {self.site.name}: its stage runs without gradients in a training pass, so the "
-                             "mask would not learn from its penalty; expected gradient checkpointing of the "
-                             "non-reentrant kind: timm.layers.set_reentrant_ckpt(False)")
-        gate = self if model is None else model.gates[self.key]  # a replica's own gate has its device's weights
-        gated, mask = gate(to_maps(output, self.layout, getattr(_pass, "input_size", self.input_size)))
-        if model is not None:
-            _pass.masks[self.key] = mask
+        if model is None or model.entrance is not self.entrance:  # a backbone by itself, inside of another model or not
+            return put_back(self(to_maps(output, self.layout, self.entrance.now()))[0], output, self.layout)
+        gate = model.gates[self.key]  # a replica's own gate has its device's weights
+        frozen = _pass.learns and not torch.is_grad_enabled()
+        if model.training and frozen and any(p.requires_grad for p in gate.parameters()):
+            raise LoupeError(f"gate at {self.site.name}: its stage runs without gradients in a training pass (no_grad, "
+                             "or gradient checkpointing of the reentrant kind), so its mask would not learn; expected "
+                             "gradients: timm.layers.set_reentrant_ckpt(False), or freeze the gates too")
+        gated, mask = gate(to_maps(output, self.layout, self.entrance.now()))
+        _pass.masks[self.key] = mask
         return put_back(gated, output, self.layout)
 
 
@@ -149,12 +164,14 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         weight = next(backbone.parameters())
         places = locate(backbone, self.sites, self.img_size) if self.sites else []
         check_read(backbone, places, self.img_size)
-        if places:
-            getattr(backbone, "patch_embed", backbone).register_forward_pre_hook(_note_size)
+        self.entrance = _Entrance(self.img_size)
         for place, layout in places:
-            gate = SiteGate(place, layout, reduction, form, self.img_size)
+            gate = SiteGate(place, layout, reduction, form, self.entrance)
             self.gates[gate.key] = gate.to(weight.device, weight.dtype)
-            attach(backbone, place, gate.hook)
+        for gate in self.gates.values():
+            attach(backbone, gate.site, gate.hook)
+        for module in (backbone, next(backbone.children(), backbone)) if places else ():
+            module.register_forward_pre_hook(self.entrance.note)
 
     def forward(self, x: torch.Tensor, return_mask: bool = False) -> torch.Tensor | tuple:
         """Images `(B, 3, H, W)`, normalised with `mean` and `std` -> logits `(B, K)`.
@@ -166,16 +183,16 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
                 checkpointing of the reentrant kind.
         """
         B, C, H, W = x.shape
-        outer = getattr(_pass, "model", None)
+        before = [getattr(_pass, name, None) for name in ("model", "masks", "learns")]  # a model inside of another
         _pass.model, _pass.masks, _pass.learns = self, {}, torch.is_grad_enabled()
         try:
             logits = self.backbone(x)
             masks = [_pass.masks.get(key) for key in self.gates]
         finally:
-            _pass.model, _pass.masks = outer, {}
+            _pass.model, _pass.masks, _pass.learns = before
         if any(mask is None for mask in masks):
             raise LoupeError(f"{self.backbone_name}: a gate at {', '.join(self.sites)} was not reached in this pass; "
-                             "expected each site's module to be called: choose another site")
+                             "expected the modules that were there when the model was built: build it again")
         if not return_mask:
             return logits
         return logits, masks[0] if self.one_mask else masks
@@ -320,4 +337,4 @@ def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
 
 def _is_gates(hook: object) -> bool:
     """Whether a hook of a backbone's module was put there for a gate."""
-    return hook is _note_size or isinstance(getattr(hook, "__self__", None), SiteGate)
+    return isinstance(getattr(hook, "__self__", None), (SiteGate, _Entrance))

@@ -40,8 +40,8 @@ class Recipe:
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
                                         "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0)
     weight_decay: float = _choice(0.02, "decoupled weight decay; the authors' code: in effect 0", least=0, paper="0.02")
-    epochs: int = _choice(50, "at most so many epochs", least=1)
-    batch_size: int = _choice(16, "images per step and process", least=1)
+    epochs: int = _choice(50, "at most so many epochs", least=1, below=2**31)
+    batch_size: int = _choice(16, "images per step and process", least=1, below=2**31)
     patience: int = _choice(5, "stop after so many epochs without a lower validation loss", least=1)
     min_delta: float = _choice(1e-3, "what counts as lower, for `patience`", least=0)
     lam: float = _choice(0.05, "lambda, the weight of the mask's norm in the loss", least=0, paper="0.05")
@@ -84,9 +84,12 @@ class Recipe:
             values = json.loads(file.read_text(encoding="utf-8"))
             if "backbone_lr" in values:  # its name until November 2026
                 values["backbone_lr_factor"] = values.pop("backbone_lr")
-            return cls(**(values | changes))
+                if values["backbone_lr_factor"] == 0:
+                    raise ValueError("it was begun when backbone_lr 0 did not yet freeze the backbone")
+            found = cls(**values)
         except (OSError, ValueError, TypeError, AttributeError) as e:
             raise LoupeError(f"{file}: found no recipe ({e}), expected what a training wrote: use a new folder") from e
+        return dataclasses.replace(found, **changes)
 
     def train_transform_options(self) -> dict[str, Any]:
         """The keyword arguments for `transforms_for(data_config, ...)` that carry out `augment` in training."""
@@ -115,8 +118,12 @@ def _allowed(value: Any, kind: type, choices=None, least=-math.inf, above=-math.
              **_: Any) -> bool:
     if kind in (str, bool):
         return isinstance(value, kind) and (choices is None or value in choices)
-    number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return number and math.isfinite(value) and least <= value <= most and above < value < below
+    if not isinstance(value, Integral if kind is int else Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value) and least <= value <= most and above < value < below
+    except OverflowError:  # a whole number that is no float
+        return False
 
 
 def _expected(kind: type, choices=None, least=None, above=None, most=None, below=None, **_: Any) -> str:

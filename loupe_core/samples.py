@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, default_collate
 
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
@@ -39,7 +39,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     if not torch.is_tensor(samples[0].image):
         raise LoupeError("collate: found photographs, expected tensors: give the set a transform, see transforms_for")
     columns = {field.name: [getattr(sample, field.name) for sample in samples] for field in fields(Sample)}
-    return {name: values if name in ("geometry", "path") else None if values[0] is None
+    return {name: values if name in ("geometry", "path") else None if any(v is None for v in values)
             else default_collate(values)  # in a worker, straight into shared memory
             for name, values in columns.items()}
 
@@ -59,10 +59,13 @@ def labels_of(dataset: Dataset) -> np.ndarray:
         return np.concatenate([labels_of(part) for part in dataset.datasets])
     kind = type(dataset).__name__
     found = getattr(dataset, "labels", getattr(dataset, "targets", None))
-    if found is None or not hasattr(dataset, "__len__"):
+    if found is None or not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
         raise LoupeError(f"data set {kind}: found no labels; expected a length and an attribute `labels` or `targets`, "
                          "a whole number for each image, or a Subset or ConcatDataset of such sets")
-    labels = np.asarray(found)
+    try:
+        labels = np.asarray(found) if len(found) else np.empty(0, dtype=np.int64)
+    except (ValueError, TypeError):  # of different lengths, or without one
+        labels = np.empty(0)
     if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
         raise LoupeError(f"data set {kind}: found labels of shape {labels.shape} and type {labels.dtype} for "
                          f"{len(dataset)} images; expected a whole number of 0 or more for each")

@@ -317,8 +317,11 @@ class Trainer:
                 raise LoupeError(f"resume: {self.out_dir / 'recipe.json'} has {name}={there[name]!r}, the recipe now "
                                  f"has {value!r}; expected the same: resume with the old value or use a new folder")
         own = self.folder.load()
-        schedule.load_state_dict(own.pop("schedule"))
-        return _Progress(**own)
+        try:
+            schedule.load_state_dict(own.pop("schedule"))
+            return _Progress(**own)
+        except (KeyError, TypeError, AttributeError) as e:
+            raise self.folder.unreadable(e) from e
 
     def _end_epoch(self, model, schedule: _Cosine, row: dict) -> None:
         now = self._now

@@ -16,6 +16,7 @@ from loupe_core.heatmap import alt_text, mask_to_original, overlay
 from loupe_core.model import LoupeModel
 
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "occlusion")  # of `explain`
+WITH_SITE = ("mask", "grad_cam")
 FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
 
 
@@ -28,9 +29,22 @@ def explain(args: Arguments) -> None:
     if not photographs:
         raise LoupeError(f"{args.photo}: found no photograph in this folder; expected some, such as .jpg files")
     out = args.out or Path("explained" if folder else "loupe.png")
-    if not folder and out.suffix.lower() not in Image.registered_extensions():
+    if not folder and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise LoupeError(f"--out {out}: expected an image file such as out.png")
+    if folder and out.exists() and not out.is_dir():
+        raise LoupeError(f"--out {out}: found a file; expected a folder for the pictures")
+    if not 0 <= args.alpha <= 1:
+        raise LoupeError(f"--alpha {args.alpha}: expected a weight from 0 to 1")
+    if args.site is not None and args.method not in WITH_SITE:
+        raise LoupeError(f"--site {args.site}: {args.method} has none; expected --method {' or '.join(WITH_SITE)}")
+    # not its own pictures of an earlier run
+    photographs = [path for path in photographs if not path.resolve().is_relative_to(out.resolve())]
     model = LoupeModel.from_pretrained(args.checkpoint)
+    if not model.sites and args.method == "mask":
+        raise LoupeError(f"{args.checkpoint} holds a bare backbone, which has no mask; expected another --method, such "
+                         "as grad_cam")
+    if args.method == "mask" and len(model.sites) > 1 and args.site is None:
+        raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
     target = _class_number(model, args)
     failed = []
     for path in photographs:

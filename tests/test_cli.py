@@ -339,6 +339,14 @@ def test_explain_draws_a_folder_and_names_what_it_could_not(birds, checkpoint, t
     said = capsys.readouterr()
     assert code == 2 and said.out.count("Mask over a photograph") == 2
     assert "broken.jpg" in said.err.splitlines()[0] and "1 of 3 photographs" in said.err.splitlines()[1]
+    for words, says in ((["--site", "stage2", "--method", "occlusion"], "--site stage2: occlusion has none"),
+                        (["--alpha", "2"], "--alpha 2.0: expected a weight"),
+                        (["--out", folder / "one.png"], "one.png: found a file; expected a folder")):
+        refused(capsys, "explain", folder, "--checkpoint", checkpoint, *words, says=says)
+    (folder / "broken.jpg").unlink()
+    for _ in range(2):  # the second time the pictures of the first are no photographs
+        assert main(["explain", str(folder), "--checkpoint", str(checkpoint), "--out", str(folder / "seen")]) == 0
+    assert len(list((folder / "seen").rglob("*.png"))) == 2
     (tmp_path / "none").mkdir()
     refused(capsys, "explain", tmp_path / "none", "--checkpoint", checkpoint, says="found no photograph")
 

@@ -110,8 +110,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_uninterrupted_on
             killed += code != 0
         assert last[0] == of_weights, moment
         assert rows_of(out) == rows_of(folder)
-        assert sorted(p.name for p in out.iterdir() if not p.name.startswith(("unfinished-", "old-"))) == [
-            "best", "log.jsonl", "recipe.json", "states"]
+        assert sorted(p.name for p in out.iterdir() if not p.name.startswith(("unfinished-", ".removed-"))) == [
+            "best", "log.jsonl", "recipe.json", "run.json", "states"]
         assert best_of(out) == best_of(folder)
         done += 1
     print(f"{killed} kills in {done} runs, seed {SEED}")

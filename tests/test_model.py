@@ -739,6 +739,78 @@ def test_the_backbone_alone_may_be_called_with_another_size():
         torch.testing.assert_close(model.backbone.forward_head(model.backbone.forward_features(wide)), expected)
 
 
+def test_a_model_called_inside_of_another_leaves_its_pass_alone():
+    torch.manual_seed(0)
+    student, teacher = (LoupeModel("swin_micro", num_classes=5, pretrained=False).eval() for _ in range(2))
+    other = LoupeModel("swin_micro", num_classes=5, pretrained=False, site="stage3").eval()
+    x = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        expected, answers = student(x, return_mask=True), [teacher(x), other(x)]
+        for inner in (teacher, teacher.backbone, other, other.backbone):
+            for layer in (student.backbone.layers[0], student.backbone.layers[3]):
+                seen = []
+                handle = layer.register_forward_hook(lambda m, i, o, inner=inner, seen=seen: seen.append(inner(x)))
+                found = student(x, return_mask=True)
+                handle.remove()
+                torch.testing.assert_close(found, expected)
+                torch.testing.assert_close(seen[0], answers[inner in (other, other.backbone)])
+
+
+def test_another_models_images_do_not_change_how_tokens_are_read():
+    torch.manual_seed(0)
+    tokens = LoupeModel("resmlp_12_224", num_classes=3, pretrained=False).eval()  # has no patch_embed
+    wide = LoupeModel("resnet10t", num_classes=3, pretrained=False, img_size=64).eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = tokens.backbone.forward_features(x)
+        wide(torch.randn(1, 3, 64, 256))
+        assert torch.equal(tokens.backbone.forward_features(x), before)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_checkpointed_backward_pass_knows_its_own_size(thread):
+    """With another model asked in between, and in a thread of its own, as on a GPU."""
+    from threading import Thread
+
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        kwargs = dict(dynamic_img_size=True, depth=4, embed_dim=64, num_heads=2)
+        model = LoupeModel("vit_tiny_patch16_224", num_classes=3, pretrained=False, img_size=64, backbone_kwargs=kwargs)
+        teacher = LoupeModel("vit_tiny_patch16_224", num_classes=3, pretrained=False, img_size=96,
+                             backbone_kwargs=kwargs)
+        model.backbone.set_grad_checkpointing(checkpointing)
+        loss = model.train()(torch.randn(1, 3, 64, 256)).square().sum()
+        with torch.no_grad():
+            teacher(torch.randn(1, 3, 96, 96))
+        if thread:
+            backward = Thread(target=loss.backward)
+            backward.start()
+            backward.join()
+        else:
+            loss.backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=1e-4, atol=1e-5)
+
+
+def test_a_refused_construction_and_eject_leave_no_hook():
+    backbone = timm.create_model("resnet10t", num_classes=3)
+    with pytest.raises(LoupeError, match="form='nix'"):
+        LoupeModel(backbone, num_classes=3, form="nix")
+    LoupeModel(backbone, num_classes=3, site=["stage1", "stage2"]).eject()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+
+
+def test_a_model_whose_backbone_was_gated_anew_is_still_the_bare_one():
+    backbone = timm.create_model("swin_micro", num_classes=3)
+    first = LoupeModel(backbone, num_classes=3).eval()
+    first.eject()
+    second = LoupeModel(backbone, num_classes=3, site="stage3").eval()
+    x = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(first(x), second(x))
+
+
 def test_construction_runs_the_network_twice_however_many_sites_there_are(monkeypatch):
     """Once to see how the features lie, once to see that something reads them."""
     passes = []

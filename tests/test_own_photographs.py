@@ -50,7 +50,7 @@ def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
                 assert main(call.split("\0")[:-1]) == 0
         printed.append(capsys.readouterr().out)
     train, test, look, folder, python, audit, share = printed
-    assert train.count("of 2 classes") == 2 and test.count("test accuracy") == 2
+    assert train.count("photographs of 2 classes (robin, wren)") == 2 and test.count("test accuracy") == 2
     assert "robin" in look and (tmp_path / "robin.png").is_file()
     assert folder.count("overlay: ") == len(list((tmp_path / "grad_cam").glob("*.jpg.png"))) == 20
     assert len(list((tmp_path / "heatmaps").glob("*.png"))) == 2 * 20 and "mean of its mask" in python

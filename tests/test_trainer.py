@@ -399,6 +399,35 @@ def test_a_recipe_of_before_the_factor_had_its_name_is_read(tmp_path):
     assert Recipe.read(tmp_path / "recipe.json", seed=3) == Recipe(lr=1e-4, backbone_lr_factor=0.5, seed=3)
 
 
+def test_a_state_that_lacks_something_is_told_in_one_line(tmp_path):
+    trained(tmp_path, epochs=2)
+    file = tmp_path / "states" / "epoch-0002" / "trainer.pt"
+    own = torch.load(file, weights_only=True)
+    for changed in ({k: v for k, v in own.items() if k != "schedule"}, own | dict(unknown=1)):
+        torch.save(changed, file)
+        with pytest.raises(LoupeError, match="epoch-0002: this state cannot be read .* from the one before") as e:
+            trained(tmp_path, resume=True, epochs=2)
+        assert "\n" not in str(e.value)
+
+
+def test_a_changed_value_is_named_and_not_the_file_that_it_changes(tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(Recipe())))
+    with pytest.raises(LoupeError, match="^recipe: epochs=0; expected"):
+        Recipe.read(tmp_path / "recipe.json", epochs=0)
+    for huge in (dict(lr=10**400), dict(epochs=10**400)):
+        with pytest.raises(LoupeError, match="^recipe: "):
+            Recipe(**huge)
+
+
+def test_sets_with_parts_and_without_share_a_batch():
+    from loupe_core import collate
+
+    one, other = TRAIN[0], TRAIN[1]
+    for pair in ([one, other], [other, one]):
+        pair[0].parts, pair[1].parts = torch.zeros(15, 3), None
+        assert collate(pair)["parts"] is None
+
+
 def test_a_model_evaluates_without_a_training_set():
     result = Trainer(tiny_model(), Recipe(**RECIPE)).evaluate(TEST)
     assert result.labels.tolist() == TEST.labels.tolist()

@@ -45,7 +45,7 @@ def remove(path: Path) -> None:
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    old = path.with_name(f"old-{path.name}")
+    old = path.with_name(f".removed-{path.name}")
     shutil.rmtree(old, ignore_errors=True)
     os.replace(path, old)
     shutil.rmtree(old)

@@ -93,8 +93,12 @@ class RunFolder:
             self.accelerator.load_state(str(newest))
             return own
         except Exception as e:  # whatever a reader of broken bytes may raise
-            raise LoupeError(f"{newest}: this state cannot be read ({type(e).__name__}: {one_line(e)}); move its "
-                             "folder elsewhere and resume from the one before") from e
+            raise self.unreadable(e) from e
+
+    def unreadable(self, error: Exception) -> LoupeError:
+        """What to raise where the newest state does not hold what it should."""
+        found = f"this state cannot be read ({type(error).__name__}: {one_line(error)})"
+        return LoupeError(f"{self.states()[-1]}: {found}; move its folder elsewhere and resume from the one before")
 
     def keep(self, model: torch.nn.Module, own: dict, epoch: int, better: bool) -> None:
         """Writes log, best model (where it is `better`) and state.
