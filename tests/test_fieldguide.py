@@ -250,6 +250,6 @@ def test_drawing_is_fast_enough():
         return min(found)
 
     birds = range(0, 40, 4)
-    ratios = [seconds(lambda: [draw(SPECIES[k].attributes, k) for k in birds], 2) / len(birds) / seconds(blurred_noise, 4)
-              for _ in range(6)]
+    ratios = [seconds(lambda: [draw(SPECIES[k].attributes, k) for k in birds], 2) / len(birds)
+              / seconds(blurred_noise, 4) for _ in range(6)]
     assert min(ratios) < 0.4, ratios
