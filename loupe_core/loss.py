@@ -37,18 +37,19 @@ class LoupeLoss(nn.Module):
         norm_reduction: "mean" over the mask's positions, as in the authors' code, or "sum" over them, as the formula is
             printed. Both are then averaged over the batch. With 28 x 28 positions a sum weighs 784 times a mean.
         warmup_epochs: The weight grows linearly from 0 to `lam` over so many epochs; 0 applies `lam` from the start.
-        label_smoothing: Passed to the cross-entropy.
+        label_smoothing, class_weights: Passed to the cross-entropy; `(K,)` or None.
 
     Shape:
-        logits `(B, K)`, labels `(B,)`, masks: `(B, 1, H, W)`, or a list of such masks. The penalties of a list are
-        averaged, so that `lam` means the same for one site and for several. An empty list (no gate) has penalty 0.
+        logits `(B, K)`, labels `(B,)` or mixtures of them `(B, K)`, masks: `(B, 1, H, W)`, or a list of such masks. The
+        penalties of a list are averaged, so that `lam` means the same for one site and for several. An empty list (no
+        gate) has penalty 0.
 
     Raises:
         LoupeError: An argument is out of its range.
     """
 
     def __init__(self, lam: float = 0.05, norm: str = "l1", norm_reduction: str = "mean", warmup_epochs: float = 0,
-                 label_smoothing: float = 0.0) -> None:
+                 label_smoothing: float = 0.0, class_weights: torch.Tensor | None = None) -> None:
         super().__init__()
         if not (math.isfinite(lam) and lam >= 0):
             raise LoupeError(f"lam={lam!r} given to LoupeLoss: expected a finite number of 0 or more")
@@ -66,6 +67,7 @@ class LoupeLoss(nn.Module):
         self.norm_reduction = norm_reduction
         self.warmup_epochs = warmup_epochs
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
 
     def lam_at(self, epoch: float | None) -> float:
         """Weight of the sparsity term at `epoch`, counted from 0; 1.5 is half way through the second epoch.
@@ -91,6 +93,7 @@ class LoupeLoss(nn.Module):
     def combine(self, logits: torch.Tensor, labels: torch.Tensor, sparsity: torch.Tensor | None,
                 epoch: float | None = None) -> LossTerms:
         """The loss where the mean penalty, a scalar, is known already; None where there is no gate."""
-        classification = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        classification = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
         sparsity = torch.zeros_like(classification) if sparsity is None else sparsity
         return LossTerms(classification + self.lam_at(epoch) * sparsity, classification, sparsity)

@@ -39,16 +39,31 @@ class Recipe:
     lr_min: float = _choice(1e-7, "learning rate where the cosine ends", least=0)
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
                                         "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0)
+    layer_decay: float = _choice(1.0, "each layer of the backbone learns at this factor of the next one's rate",
+                                 above=0, most=1)
+    lr_warmup_epochs: float = _choice(0.0, "the rates rise to their first values over so many epochs", least=0)
+    freeze_epochs: int = _choice(0, "in so many first epochs gate and classifier learn alone", least=0)
+    head: str = _choice("new", "new: the classifier begins at random; probe: as a linear probe on the frozen features, "
+                        "and an epoch must be better to be kept", choices=("new", "probe"))
     weight_decay: float = _choice(0.02, "decoupled weight decay; the authors' code: in effect 0", least=0, paper="0.02")
-    epochs: int = _choice(50, "at most so many epochs", least=1, below=2**31)
+    epochs: int = _choice(50, "at most so many epochs; 0 with head 'probe'", least=0, below=2**31)
     batch_size: int = _choice(16, "images per step and process", least=1, below=2**31)
-    patience: int = _choice(5, "stop after so many epochs without a lower validation loss", least=1)
+    accumulate: int = _choice(1, "batches whose gradients make one step together", least=1)
+    clip_grad: float = _choice(0.0, "longest norm of all gradients together; 0: any", least=0)
+    ema: float = _choice(0.0, "keep and evaluate an average of the weights, with this decay per step; 0: none", least=0,
+                         below=1)
+    choose: str = _choice("loss", "what on validation chooses the best epoch", choices=("loss", "accuracy"))
+    patience: int = _choice(5, "stop after so many epochs without a better one", least=1)
     min_delta: float = _choice(1e-3, "what counts as lower, for `patience`", least=0)
     lam: float = _choice(0.05, "lambda, the weight of the mask's norm in the loss", least=0, paper="0.05")
     norm: str = _choice("l1", "norm of the mask", choices=NORMS, paper="l1")
     norm_reduction: str = _choice("mean", "of the norm, over the mask's positions", choices=NORM_REDUCTIONS)
     warmup_epochs: float = _choice(0.0, "lambda grows from 0 over so many epochs", least=0)
     label_smoothing: float = _choice(0.0, "of the cross-entropy", least=0, below=1)
+    class_weights: str = _choice("none", "balanced: a class's weight in the cross-entropy falls with its number of "
+                                 "training images", choices=("none", "balanced"))
+    mixup: float = _choice(0.0, "alpha of mixup (Zhang et al. 2018); 0: none", least=0)
+    cutmix: float = _choice(0.0, "alpha of CutMix (Yun et al. 2019); 0: none", least=0)
     augment: str = _choice("randaugment", "crop: random resized crop and mirror; randaugment (the authors' code): also "
                            "timm's RandAugment", choices=("randaugment", "crop", "none"))
     crop_min: float = _choice(0.08, "least fraction of the photograph's area in the random crop", above=0, most=1)
@@ -66,6 +81,11 @@ class Recipe:
             setattr(self, choice.name, choice.type(value))  # NumPy's numbers have no JSON
         if self.lr_min > self.lr:
             raise LoupeError(f"recipe: lr_min={self.lr_min}; expected at most lr, which is {self.lr}")
+        if self.epochs == 0 and self.head != "probe":
+            raise LoupeError("recipe: epochs=0; expected 1 or more, or head='probe'")
+        if self.lr_warmup_epochs >= self.epochs > 0:
+            raise LoupeError(f"recipe: lr_warmup_epochs={self.lr_warmup_epochs}; expected fewer than epochs, "
+                             f"{self.epochs}")
 
     @classmethod
     def small(cls, **changes: Any) -> "Recipe":

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from lion_pytorch import Lion
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
@@ -33,7 +35,8 @@ from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe, pick_precision
 from loupe_core.samples import AsSamples, collate, identities_of, labels_of
-from loupe_core.sites import classifiers
+from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_of
+from loupe_core.start.probe import fit_probe
 
 
 @dataclass
@@ -58,21 +61,11 @@ class _Progress:
     """Where a training stands after its last complete epoch."""
 
     history: list[dict] = field(default_factory=list)  # one row per epoch
+    start: dict | None = None  # the linear probe's row, of epoch 0: its validation
+    best: dict | None = None  # the best row, which may be that
     best_loss: float = math.inf  # on validation
     best_weights: dict[str, torch.Tensor] | None = None
-    stale: int = 0  # epochs since the validation loss last fell by `min_delta`
-
-
-class _Cosine(CosineAnnealingLR):
-    """torch's cosine for the last group of parameters; the other groups keep their factor to it, down to `lr_min`."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, lr_min: float) -> None:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        self.factors = [rate / rates[-1] for rate in rates]
-        super().__init__(optimizer, T_max=max(steps, 1), eta_min=lr_min)
-
-    def get_lr(self) -> list[float]:
-        return [factor * super(_Cosine, self).get_lr()[-1] for factor in self.factors]
+    stale: int = 0  # epochs since one was better, where the loss chooses, by `min_delta`
 
 
 class Trainer:
@@ -108,6 +101,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=precision,
             log_with=tracker,
+            gradient_accumulation_steps=self.recipe.accumulate,
             project_dir=str(self.out_dir or "."),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
@@ -120,13 +114,23 @@ class Trainer:
         """The rows of the last `fit`, one per epoch."""
         return self._now.history
 
+    @property
+    def start(self) -> dict | None:
+        """The linear probe's row in the last `fit`, of epoch 0; None where it had none, or no validation split."""
+        return self._now.start
+
+    @property
+    def best(self) -> dict | None:
+        """The best row of the last `fit`; that of epoch 0 where no epoch was better than the linear probe."""
+        return self._now.best
+
     # --- fit ---------------------------------------------------------------------------------------------------
 
     def fit(self, train: Dataset, val: Dataset | None = None, resume: bool = False, overwrite: bool = False,
             on_epoch_end: Callable[[dict], bool | None] | None = None) -> list[dict]:
         """Trains; returns one row per epoch: loss and its terms, accuracy, mean of M, on train and validation.
 
-        Ends with the weights of the epoch of lowest validation loss in `model`.
+        Ends with the weights of the best epoch in `model`: of lowest validation loss, or as `recipe.choose` says.
 
         Args:
             train, val: Data sets of `Sample` (`CUB200`, `PhotoFolder`) or of (tensor, label), as torchvision has them;
@@ -146,7 +150,10 @@ class Trainer:
         set_seed(r.seed)
         self._check(train, *[] if val is None else [val])
         self.model.to(self.accelerator.device)
-        frozen = [p for p in self._parameters()[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
+        frozen = [p for p in parts_of(self.model)[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
+        self.loss.class_weights = _balanced(labels_of(train), self.model.num_classes) \
+            if r.class_weights == "balanced" else None
+        average = ModelEmaV3(self.model, r.ema) if r.ema else None
         model = self.model
         try:
             for p in frozen:
@@ -154,24 +161,24 @@ class Trainer:
             loader = self.loader(train, train=True)
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
             val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
-            schedule = _Cosine(optimizer.optimizer, r.epochs * len(train_loader), r.lr_min)
+            steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
+            schedule = schedule_of(optimizer.optimizer, r, -(-steps // r.accumulate))
             run = dict(model=self.model.config, train=identities_of(train),
                        val=[] if val is None else identities_of(val))
-            self._now = self._begin(schedule, run, resume, overwrite)
+            self._now = self._begin(schedule, run, average, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
-            steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
             with bar, on_signals(self._stop):
+                if r.head == "probe" and not self.history:
+                    self._probe(train, val, val_loader, model, average, bar)
                 for epoch in range(len(self.history), r.epochs):
                     if self._now.stale >= r.patience:
                         break
                     row = dict(epoch=epoch + 1, lr=optimizer.param_groups[-1]["lr"])
-                    row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, bar)
-                    if val_loader is not None:
-                        terms, mask_mean, logits, labels, _ = self._run(model, val_loader)
-                        row |= dict(val_loss=terms.total.item(), val_mask_mean=mask_mean,
-                                    val_accuracy=(logits.argmax(1) == labels).double().mean().item())
-                    self._end_epoch(model, schedule, row)
+                    row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, average, bar)
+                    tried = average.module if average else model
+                    row |= self._validate(tried, val_loader)
+                    self._end_epoch(tried, schedule, average, row)
                     bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss", "val_accuracy") if k in row})
                     if on_epoch_end is not None and on_epoch_end(row):
                         break
@@ -196,38 +203,86 @@ class Trainer:
         kept = f"; {done} complete epochs are kept in {self.out_dir}: resume" if self.out_dir and done else ""
         raise Stopped(f"training: stopped by {signal.Signals(number).name} after {done} epochs{kept}", number)
 
-    def _train_epoch(self, epoch, model, optimizer, schedule, loader, bar) -> dict:
+    def _probe(self, train, val, val_loader, model, average, bar) -> None:
+        """Makes the classifier a linear probe, on images as validation shows them; its row is the first best."""
+        plain = copy(train)
+        if hasattr(val, "transform") and hasattr(train, "transform"):
+            plain.transform = val.transform
+        fit_probe(self.model, self.loader(plain), val and self.loader(val), progress=not bar.disable)
+        if average:
+            average.set(self.model)
+        if val_loader is None:
+            return
+        self._now.start = row = dict(epoch=0) | self._validate(model, val_loader)
+        self._compare(row, model)
+        if self.folder and self.accelerator.is_main_process:
+            self.folder.keep_best(self.model)
+        if not bar.disable:
+            bar.write(f"linear probe on the frozen features: validation accuracy {row['val_accuracy']:.4f}, the line "
+                      "to beat")
+
+    def _train_epoch(self, epoch, model, optimizer, schedule, loader, average, bar) -> dict:
         # A seed of its own for every epoch: a resumed run then draws what an uninterrupted one would have drawn.
         set_seed(self.recipe.seed * 100_003 + epoch, device_specific=True)
         loader.set_epoch(epoch)
         model.train()
-        if self.recipe.freeze_batchnorm or self.recipe.backbone_lr_factor == 0:
+        r, alone = self.recipe, epoch < self.recipe.freeze_epochs
+        mixed = Mixup(r.mixup, r.cutmix, label_smoothing=0, num_classes=self.model.num_classes) \
+            if r.mixup or r.cutmix else None  # the loss smooths the labels
+        if r.freeze_batchnorm or r.backbone_lr_factor == 0 or alone:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
         began, sums, right, count = time.perf_counter(), 0.0, 0, 0
         for step, batch in enumerate(loader):
-            logits, masks = model(batch["image"], return_mask=True)
-            terms = self.loss(logits, batch["label"], masks, epoch=epoch + step / len(loader))
-            if not torch.isfinite(terms.total):
-                kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" if self.out_dir and epoch else ""
-                raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}; "
-                                 f"expected a finite number: lower lr, or set precision to 'no'{kept}")
-            optimizer.zero_grad()
-            self.accelerator.backward(terms.total)
-            optimizer.step()
-            schedule.step()
+            images, labels = batch["image"], batch["label"]
+            if mixed and len(images) % 2 == 0:  # timm's mixes images in pairs
+                images, labels = mixed(images, labels)
+            with self.accelerator.accumulate(model):
+                logits, masks = model(images, return_mask=True)
+                terms = self.loss(logits, labels, masks, epoch=epoch + step / len(loader))
+                if not torch.isfinite(terms.total):
+                    kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" \
+                        if self.out_dir and epoch else ""
+                    raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}"
+                                     f"; expected a finite number: lower lr, or set precision to 'no'{kept}")
+                self.accelerator.backward(terms.total)
+                if self.accelerator.sync_gradients:
+                    if r.clip_grad:
+                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
+                    for p in parts_of(self.model)[0] if alone else ():
+                        p.grad = None  # what has no gradient stays, without weight decay too
+                optimizer.step()
+                optimizer.zero_grad()
+            if self.accelerator.sync_gradients:
+                schedule.step()
+                if average:
+                    average.update(self.model)
             values = torch.stack([*(t.detach().float() for t in terms), _mask_mean(masks, logits)])
             n = len(logits)
             sums, count = sums + n * values.cpu().double(), count + n
             right += (logits.detach().argmax(1) == batch["label"]).sum().item()
             bar.update()
+            if step == 0:
+                first = time.perf_counter()  # the first step takes longer than the others
+            if step == 10 and not bar.disable and bar.initial == epoch * len(loader):
+                minutes = (time.perf_counter() - first) / 10 * (r.epochs - epoch) * len(loader) / 60
+                bar.write(f"about {minutes:.1f} minutes for {r.epochs - epoch} epochs, fewer where it stops early")
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
         loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
         return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
                     accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
+
+    def _validate(self, model, loader) -> dict:
+        """The columns of validation in an epoch's row; none without a split."""
+        if loader is None:
+            return {}
+        with self.accelerator.autocast():
+            terms, mask_mean, logits, labels, _ = self._run(model, loader)
+        return dict(val_loss=terms.total.item(), val_mask_mean=mask_mean,
+                    val_accuracy=(logits.argmax(1) == labels).double().mean().item())
 
     @torch.inference_mode()
     def _run(self, model, loader) -> tuple[LossTerms, float, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -266,15 +321,8 @@ class Trainer:
     # --- what another training may replace ---------------------------------------------------------------------
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """The recipe's optimizer, in two groups: the backbone's own parameters (none where it is frozen), then gate and
-        classifier, whose rate the log shows."""
-        r = self.recipe
-        backbone, fresh = self._parameters()
-        groups = [dict(params=fresh, lr=r.lr)]
-        if r.backbone_lr_factor > 0:
-            groups.insert(0, dict(params=backbone, lr=r.lr * r.backbone_lr_factor))
-        kind = Lion if r.optimizer == "lion" else torch.optim.AdamW
-        return kind(groups, lr=r.lr, weight_decay=r.weight_decay)
+        """The recipe's optimizer, see `optimizer_of`."""
+        return optimizer_of(self.model, self.recipe)
 
     def loader(self, dataset: Dataset, train: bool = False) -> DataLoader:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
@@ -294,15 +342,8 @@ class Trainer:
                 raise LoupeError(f"the data set has label {top}, the model has classes "
                                  f"0..{self.model.num_classes - 1}: build it with num_classes={top + 1}")
 
-    def _parameters(self) -> tuple[list, list]:
-        """The backbone's own parameters, and those of gate and classifier."""
-        backbone, fresh = [], []
-        classifier = {id(p) for module in classifiers(self.model.backbone) for p in module.parameters()}
-        for name, p in self.model.named_parameters():
-            (backbone if name.startswith("backbone.") and id(p) not in classifier else fresh).append(p)
-        return backbone, fresh
-
-    def _begin(self, schedule: _Cosine, run: dict, resume: bool, overwrite: bool) -> _Progress:
+    def _begin(self, schedule: LRScheduler, run: dict, average: ModelEmaV3 | None, resume: bool,
+               overwrite: bool) -> _Progress:
         """Where to start: at the beginning, or after the newest state in `out_dir`."""
         if self.folder is None:
             return _Progress()
@@ -319,28 +360,52 @@ class Trainer:
         own = self.folder.load()
         try:
             schedule.load_state_dict(own.pop("schedule"))
+            if average:
+                average.load_state_dict(own.pop("average"))
             return _Progress(**own)
-        except (KeyError, TypeError, AttributeError) as e:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as e:
             raise self.folder.unreadable(e) from e
 
-    def _end_epoch(self, model, schedule: _Cosine, row: dict) -> None:
+    def _end_epoch(self, model, schedule: LRScheduler, average: ModelEmaV3 | None, row: dict) -> None:
         now = self._now
         now.history.append(row)
         self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
-        plain = self.accelerator.unwrap_model(model)
-        better = True  # without a validation split every epoch counts as the best so far
-        if "val_loss" in row:
-            better = row["val_loss"] < now.best_loss
-            now.stale = 0 if row["val_loss"] < now.best_loss - self.recipe.min_delta else now.stale + 1
-            if better:
-                now.best_loss = row["val_loss"]
-                now.best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
+        better = self._compare(row, model)
         if self.folder is not None:
             stop, own = [], dict(schedule=schedule.state_dict(), **vars(now))
+            own |= dict(average=average.state_dict()) if average else {}
             with on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
-                self.folder.keep(plain, own, row["epoch"], better)
+                self.folder.keep(self.accelerator.unwrap_model(model), own, row["epoch"], better)
             if stop:
                 self._stop(*stop[0])
+
+    def _compare(self, row: dict, model) -> bool:
+        """Whether a row is the best so far, as all are without a validation split; then its weights are kept."""
+        now, r = self._now, self.recipe
+        if "val_loss" not in row:
+            better = moved = True
+        elif r.choose == "loss":
+            better, moved = (row["val_loss"] < now.best_loss - least for least in (0, r.min_delta))
+        else:
+            better = moved = now.best is None or _order(row) > _order(now.best)
+        now.stale = 0 if moved else now.stale + 1
+        if better:
+            now.best, now.best_loss = row, row.get("val_loss", math.inf)
+            if "val_loss" in row or r.ema:
+                plain = self.accelerator.unwrap_model(model)
+                now.best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
+        return better
+
+
+def _order(row: dict) -> tuple[float, float]:
+    """Higher is better, where accuracy chooses: of the same accuracy, the lower loss."""
+    return row["val_accuracy"], -row["val_loss"]
+
+
+def _balanced(labels: np.ndarray, num_classes: int) -> torch.Tensor:
+    """A weight `(K,)` for each class, N / (K n) of its n images, as scikit-learn's "balanced"."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.from_numpy(len(labels) / (num_classes * counts.clip(1)))
 
 
 def _per_image(masks, measure, logits, without: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from loupe_core import LoupeError, LoupeModel, Recipe, Sample, Trainer
 from loupe_core.recipe import pick_precision
-from loupe_core.trainer import _Cosine
+from loupe_core.start.optimizers import Cosine
 
 
 class Patches:
@@ -376,7 +376,7 @@ def test_with_one_factor_the_rates_are_torchs_own_to_the_last_bit():
 
     ours, theirs = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4) for _ in range(2))
     torchs = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=50, eta_min=1e-6)
-    assert rates(_Cosine(ours, 50, 1e-6), ours) == rates(torchs, theirs)
+    assert rates(Cosine(ours, 50, 1e-6), ours) == rates(torchs, theirs)
 
 
 def test_on_epoch_end_sees_every_row_and_can_end_the_training(tmp_path):

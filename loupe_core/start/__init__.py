@@ -1,0 +1,1 @@
+"""How a training begins: the first classifier, the optimizer's groups, the choice of a recipe."""
