@@ -7,12 +7,11 @@ and then exits with code 2.
 
 import argparse
 import dataclasses
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from scipy.stats import binomtest
@@ -20,6 +19,8 @@ from scipy.stats import binomtest
 from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
+from loupe_core.files.checks import check_photographs
+from loupe_core.files.console import exit_code
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
 from loupe_core.files.run_folder import trained_on
@@ -40,6 +41,7 @@ def train(args: Arguments) -> None:
     # The splits keep their own default seed: `evaluate` must find the test images that `train --seed 3` never saw.
     data = open_set(args.data, "train", cache=args.cache)
     print(data.describe())
+    check_photographs(args.data, data.all_paths, read=args.check)
     if len(data.class_names) < 2:
         raise LoupeError(f"{args.data}: found one class only, {data.class_names[0]!r}; expected two or more, a folder "
                          "of photographs for each")
@@ -70,7 +72,7 @@ def _tell(args: Arguments, model: LoupeModel, recipe: Recipe, rows: list[dict], 
         recipe=dataclasses.asdict(recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[accuracy("validation", round(best["val_accuracy"] * val), val)
                  + "; it chose the epoch, so it is a little optimistic"])
-    card.save(args.out / "best" / "README.md")
+    write_whole(args.out / "best" / "README.md", str(card))
     print(f"best of {len(rows)} epochs: {best['epoch']}, validation loss {best['val_loss']:.4f}, "
           f"accuracy {best['val_accuracy']:.4f}")
     print(f"kept in {args.out / 'best'}; next: loupe evaluate {args.data} --checkpoint {args.out / 'best'}")
@@ -113,6 +115,7 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     if len(data) == 0:
         raise LoupeError(f"{args.data}: found no {args.split} photograph that {args.checkpoint} was not trained on or "
                          "chosen by; expected some")
+    check_photographs(args.data, data.paths)
     return model, data
 
 
@@ -146,8 +149,23 @@ def _recipe(args: Arguments) -> Recipe:
 class _Parser(argparse.ArgumentParser):
     """One whose errors are told as all others are; argparse's own prints the whole usage first."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, _path)  # what `type=Path` means
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Arguments, list[str]]:
+        """As argparse's, but here, where the command is known, nothing may be left over."""
+        found, unknown = super().parse_known_args(args, namespace)
+        return (found, unknown) if not unknown else self.error(f"unrecognized arguments: {' '.join(unknown)}")
+
     def error(self, message: str) -> NoReturn:
         raise LoupeError(f"{message}; `{self.prog} --help` lists what is expected")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("found an empty name, expected that of a file or folder")
+    return Path(text)
 
 
 def add_checkpoint(p: argparse.ArgumentParser, required: bool = True) -> None:
@@ -176,7 +194,9 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
 def parser() -> argparse.ArgumentParser:
     """All commands: the core's own, and those of every installed entry point of the group `loupe.commands`."""
     top = _Parser(prog="loupe", description="Train a spatial attention gate; look through it.")
-    commands = top.add_subparsers(required=True, metavar="command")
+    top.add_argument("--version", action="version", version=f"loupe {sys.modules[__package__].__version__}")
+    top.set_defaults(run=lambda args: top.print_help())
+    commands = top.add_subparsers(metavar="command")
 
     def command(run: Callable[[Arguments], None], about: str) -> argparse.ArgumentParser:
         """A new command, named as the function that it runs."""
@@ -204,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
     p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
     p.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
+    p.add_argument("--check", action="store_true", help="first read every photograph, and list those that cannot be read")
     _add_recipe(p)
 
     p = command(evaluate, "Accuracy, loss and mean of the mask on one split.")
@@ -224,15 +245,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """What the command `loupe` runs; returns the exit code."""
-    try:
+    def run() -> None:
         args = parser().parse_args(argv)
         args.run(args)
-    except LoupeError as error:
-        # from a DataLoader's worker the line arrives below the worker's traceback
-        line = str(error).strip().splitlines()[-1].removeprefix("loupe_core.errors.LoupeError: ")
-        print(f"loupe: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"loupe: {stop or 'stopped'}", file=sys.stderr)
-        return 128 + getattr(stop, "signal", signal.SIGINT)
-    return 0
+
+    return exit_code(run)
