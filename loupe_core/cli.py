@@ -7,6 +7,7 @@ and then exits with code 2.
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -23,23 +24,30 @@ from loupe_core.files.checks import check_photographs
 from loupe_core.files.console import exit_code
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
-from loupe_core.files.run_folder import trained_on
-from loupe_core.gate import FORMS
+from loupe_core.files.run_folder import run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
+from loupe_core.start.options import TRAINING, add_training, choose
 from loupe_core.trainer import Trainer
 
 Arguments = argparse.Namespace
+EXAMPLES = """\
+loupe train photos --out runs/own                      one folder of photographs for each class
+loupe evaluate photos --checkpoint runs/own            how often it is right on photographs it has not seen
+loupe explain photo.jpg --checkpoint runs/own          where its mask lies
+loupe train --help                                     every option of a command"""
 
 
 def train(args: Arguments) -> None:
     """Trains, and keeps the best model with its card in `--out`."""
-    recipe = _recipe(args)
     if args.download:
         download_cub(args.data)
+    begun = run_of(args.out) if args.resume else {}
     # The splits keep their own default seed: `evaluate` must find the test images that `train --seed 3` never saw.
-    data = open_set(args.data, "train", cache=args.cache)
+    given = dict(val_fraction=args.val_fraction, test_fraction=args.test_fraction)
+    cut = begun.get("cut", {}) | {name: value for name, value in given.items() if value is not None}
+    data = open_set(args.data, "train", cache=args.cache, labels=args.labels, **cut)
     print(data.describe())
     check_photographs(args.data, data.all_paths, read=args.check)
     if len(data.class_names) < 2:
@@ -48,10 +56,12 @@ def train(args: Arguments) -> None:
     if same := data.duplicates():
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
+    recipe = choose(args, begun.get("model", {}), len(data))
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
     site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
     model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
-                       class_names=data.class_names, site=site, form=args.form, reduction=args.reduction)
+                       class_names=data.class_names, site=site, form=args.form, reduction=args.reduction,
+                       backbone_kwargs=dict(drop_path_rate=args.drop_path) if args.drop_path else None)
     data.transform = transforms_for(model.data_config, **recipe.train_transform_options())
     val = data.with_split("val", transforms_for(model.data_config, train=False))
     trainer = Trainer(model, recipe, args.out, tracker=args.track)
@@ -60,22 +70,26 @@ def train(args: Arguments) -> None:
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
     rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite)
     if accelerator.is_main_process:
-        _tell(args, model, recipe, rows, len(data), len(val))
+        _tell(args, model, trainer, rows, len(data), len(val))
 
 
-def _tell(args: Arguments, model: LoupeModel, recipe: Recipe, rows: list[dict], train: int, val: int) -> None:
+def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
     """Writes the model card of a training, and prints what came out."""
-    best = min(rows, key=lambda row: row["val_loss"])
+    best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
+    chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
     card = model.generate_model_card(
         backbone=f"{args.backbone}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
-        recipe=dataclasses.asdict(recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
-        metrics=[accuracy("validation", round(best["val_accuracy"] * val), val)
-                 + "; it chose the epoch, so it is a little optimistic"])
+        recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
+        metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
     write_whole(args.out / "best" / "README.md", str(card))
+    if best["epoch"] == 0:
+        print("best: the linear probe" + (f"; none of {len(rows)} epochs was better" if rows else ""))
     print(f"best of {len(rows)} epochs: {best['epoch']}, validation loss {best['val_loss']:.4f}, "
           f"accuracy {best['val_accuracy']:.4f}")
-    print(f"kept in {args.out / 'best'}; next: loupe evaluate {args.data} --checkpoint {args.out / 'best'}")
+    labels = ["--labels", str(args.labels)] if args.labels else []
+    words = ["loupe", "evaluate", str(args.data), *labels, "--checkpoint", str(args.out / "best")]
+    print(f"kept in {args.out / 'best'}; next: {shlex.join(words)}")
 
 
 def evaluate(args: Arguments) -> None:
@@ -138,12 +152,12 @@ def _add_to_card(file: Path, line: str) -> None:
     write_whole(file, "\n".join([*kept[:at], "", line, *kept[at + (kept[at : at + 1] == [""]):]]) + "\n")
 
 
-def _recipe(args: Arguments) -> Recipe:
-    """The recipe asked for by name, with the fields that were given on the command line in it."""
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
-    if args.resume and (args.out / "recipe.json").is_file():
-        return Recipe.read(args.out / "recipe.json", **given)
-    return Recipe.small(**given) if args.recipe == "small" else Recipe(**given)
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Paragraphs stay as they are written, and a default is told where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,52 +194,21 @@ def add_data(p: argparse.ArgumentParser) -> None:
     p.add_argument("--split", choices=SPLITS, default="test", help="which split")
 
 
-def _add_recipe(p: argparse.ArgumentParser) -> None:
-    """One option for each field of `Recipe`, made from its metadata; `Recipe` checks the values."""
-    group = p.add_argument_group("the recipe")
-    for f in dataclasses.fields(Recipe):
-        paper = f"; the paper: {f.metadata['paper']}" if "paper" in f.metadata else f"; default: {f.default}"
-        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
-            type=f.type, choices=f.metadata.get("choices"))
-        group.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
-                           help=(f.metadata["about"] + paper).replace("%", "%%"), **kind)
-
-
 def parser() -> argparse.ArgumentParser:
     """All commands: the core's own, and those of every installed entry point of the group `loupe.commands`."""
-    top = _Parser(prog="loupe", description="Train a spatial attention gate; look through it.")
+    top = _Parser(prog="loupe", description="Train a spatial attention gate; look through it.", epilog=EXAMPLES,
+                  formatter_class=_Help)
     top.add_argument("--version", action="version", version=f"loupe {sys.modules[__package__].__version__}")
     top.set_defaults(run=lambda args: top.print_help())
     commands = top.add_subparsers(metavar="command")
 
     def command(run: Callable[[Arguments], None], about: str) -> argparse.ArgumentParser:
-        """A new command, named as the function that it runs."""
-        p = commands.add_parser(run.__name__, help=about, description=about,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        """A new command, named as the function that it runs; the first line of `about` stands in the list."""
+        p = commands.add_parser(run.__name__, help=about.split("\n")[0], description=about, formatter_class=_Help)
         p.set_defaults(run=run)
         return p
 
-    p = command(train, "Train on a folder in CUB-200-2011's layout, or on one folder of photographs for each class.")
-    p.add_argument("data", type=Path, help="folder of the data set")
-    p.add_argument("--out", type=Path, default=Path("runs/loupe"), help="folder for checkpoints and log")
-    p.add_argument("--backbone", default="swin_micro",
-                   help="timm model name; the paper: swin_base_patch4_window7_224.ms_in22k")
-    p.add_argument("--from-scratch", action="store_true", help="random weights instead of pretrained ones")
-    p.add_argument("--site", nargs="+", default=["stage2"],
-                   help="stage1..stage4, stage3.inside, ...; several: multi-scale; the paper: stage2")
-    p.add_argument("--form", choices=FORMS, default="multiply",
-                   help="how the mask meets the features; the paper: multiply")
-    p.add_argument("--reduction", type=int, default=16, help="hidden width of the gate: channels // reduction")
-    p.add_argument("--bare", action="store_true", help="no gate: the baseline")
-    p.add_argument("--recipe", choices=("paper", "small"), default="paper",
-                   help="starting values of the recipe's options below; small: for drawn birds on two cores")
-    p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
-    p.add_argument("--overwrite", action="store_true", help="begin in the place of an earlier training in --out")
-    p.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
-    p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
-    p.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
-    p.add_argument("--check", action="store_true", help="first read every photograph, and list those that cannot be read")
-    _add_recipe(p)
+    add_training(command(train, TRAINING))
 
     p = command(evaluate, "Accuracy, loss and mean of the mask on one split.")
     add_data(p)

@@ -24,6 +24,7 @@ from loupe_core.errors import LoupeError, printable
 from loupe_core.files.download import find_cub
 from loupe_core.files.folders import survey
 from loupe_core.files.images import open_image
+from loupe_core.files.labels import listed
 from loupe_core.files.lists import check_rows, on_disk, read_names, read_table
 from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
@@ -39,6 +40,7 @@ class _Photographs(Dataset):
     """What both kinds of set have in common: a subclass finds all photographs, `_select` takes those of one split."""
 
     layout: str  # in words
+    cut: dict[str, float]  # the seed and the fractions that the splits were cut by
     passed_over: dict[str, int] = {}  # ending -> number of files that no reader here opens
     class_names: list[str]
     labels: np.ndarray  # (N,) int64
@@ -56,6 +58,7 @@ class _Photographs(Dataset):
         for name, value in fractions.items():
             if not 0 <= value < 1:
                 raise LoupeError(f"{name}: found {value}, expected a fraction in [0, 1), such as 0.1")
+        self.cut = dict(seed=seed, **fractions)
         self.transform = transform
         self._cache = PixelCache() if cache else None
 
@@ -93,7 +96,7 @@ class _Photographs(Dataset):
         line = (f"{self.root}: {self.layout}; {counts[0]} training, {counts[1]} validation and {counts[2]} test "
                 f"photographs of {len(self.class_names)} classes ({named})")
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.passed_over.items()))
-        return printable(line + (f"; passed over, as no photographs that are read here: {kinds}" if kinds else ""))
+        return printable(line + (f"; passed over: {kinds}" if kinds else ""))
 
     @property
     def all_paths(self) -> list[str]:
@@ -139,7 +142,7 @@ class _Photographs(Dataset):
     def with_split(self, split: str, transform: Transform | None = None) -> "CUB200 | PhotoFolder":
         """Another split of this set, as its constructor would give it; nothing is read or cut again."""
         other = copy(self)
-        _Photographs.__init__(other, split, 0, transform, self._cache is not None)
+        _Photographs.__init__(other, split, transform=transform, cache=self._cache is not None, **self.cut)
         other._select(split)
         return other
 
@@ -256,6 +259,7 @@ class PhotoFolder(_Photographs):
 
     Args:
         test_fraction: fraction of each class that goes to "test", in [0, 1); not used where `root` is divided.
+        labels: a CSV file with the photographs' labels, see `loupe_core.files.labels.listed`; None: folders tell.
         root, split, val_fraction, seed, transform, classes, cache: as in `CUB200`.
 
     Raises:
@@ -265,30 +269,32 @@ class PhotoFolder(_Photographs):
 
     def __init__(self, root: str | Path, split: str = "train", val_fraction: float = 0.1, test_fraction: float = 0.2,
                  seed: int = 0, transform: Transform | None = None, classes: Sequence[str] | None = None,
-                 cache: bool = False) -> None:
+                 cache: bool = False, labels: str | Path | None = None) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = Path(root)
-        found = survey(self.root)
+        found = survey(self.root) if labels is None else listed(self.root, Path(labels))
         self.layout, self.passed_over, self._names = found.layout, found.passed_over, found.names
-        labels, splits = np.array(found.labels, dtype=np.int64), np.array(found.splits)
+        numbers, splits = np.array(found.labels, dtype=np.int64), np.array(found.splits)
         if not (splits == "val").any():
             rest = splits != "test"
             if not splits[0]:  # not divided
-                splits = np.where(_cut_by_name(labels, found.names, test_fraction, seed, "test"), "test", "train")
+                splits = np.where(_cut_by_name(numbers, found.names, test_fraction, seed, "test"), "test", "train")
                 rest = splits == "train"
-            val = _cut_by_name(np.where(rest, labels, -1), found.names, val_fraction, seed, "val")
+            val = _cut_by_name(np.where(rest, numbers, -1), found.names, val_fraction, seed, "val")
             splits = np.where(val, "val", splits)
         self._splits = splits
-        self._choose(labels, found.class_names, found.class_names, classes)
-        self._image_ids, self._boxes, self._parts = np.arange(1, len(labels) + 1), None, None
+        self._choose(numbers, found.class_names, found.class_names, classes)
+        self._image_ids, self._boxes, self._parts = np.arange(1, len(numbers) + 1), None, None
         self._paths = [str(path) for path in found.paths]
         self._select(split)
 
 
 def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 | PhotoFolder:
     """The data set in a folder: `CUB200` where it has the lists of CUB's layout, else `PhotoFolder`."""
-    listed = find_cub(root) or (Path(root) / "classes.txt").is_file()
-    return (CUB200 if listed else PhotoFolder)(root, split, **options)
+    lists = options.get("labels") is None and (find_cub(root) or (Path(root) / "classes.txt").is_file())
+    if lists:  # its test split is given, and so are its labels
+        options = {name: value for name, value in options.items() if name not in ("test_fraction", "labels")}
+    return (CUB200 if lists else PhotoFolder)(root, split, **options)
 
 
 def _size(path: str) -> int:

@@ -164,7 +164,7 @@ class Trainer:
             val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             schedule = schedule_of(optimizer.optimizer, r, -(-steps // r.accumulate))
-            run = dict(model=self.model.config, train=identities_of(train),
+            run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
                        val=[] if val is None else identities_of(val))
             self._now = self._begin(schedule, run, average, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))

@@ -233,11 +233,12 @@ def test_wrong_recipe_value(capsys, birds, tmp_path):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--lr-min", "1"], "lr_min=1.0; expected at most lr, which is 1e-05"),
+    (["--recipe", "paper", "--lr-min", "1"], "lr_min=1.0; expected at most lr, which is 1e-05"),
     (["--weight-decay", "-1"], "weight_decay=-1.0; expected a finite number of 0 or more"),
     (["--min-delta", "nan"], "min_delta=nan; expected a finite number of 0 or more"),
     (["--seed", "-1"], "seed=-1; expected a whole number of 0 or more and below 4294967296"),
-    (["--epochs", "0"], "epochs=0; expected a whole number of 1 or more"),
+    (["--epochs", "0"], "epochs=0; expected 1 or more, or head='probe'"),
+    (["--val-fraction", "1"], "val_fraction: found 1.0, expected a fraction in [0, 1)"),
     (["--label-smoothing", "1"], "label_smoothing=1.0; expected a finite number of 0 or more and below 1"),
     (["--crop-min", "1.5"], "crop_min=1.5; expected a finite number above 0 and of at most 1"),
     (["--workers", "-2"], "workers=-2; expected a whole number of -1 or more"),
@@ -287,6 +288,7 @@ def test_help_names_the_paper_only_where_it_speaks(capsys):
         assert f"the paper: {value}" in text
     assert text.count("the paper: ") == 8  # and the backbone
     assert "processes that read images; -1: up to 8 with a GPU, none on a CPU; default: -1" in text
+    assert "at most so many epochs; 0 with a probe as head; default: paper 50, small 12, finetune 12" in text
 
 
 def test_old_spellings_still_work(birds, checkpoint, tmp_path, capsys):

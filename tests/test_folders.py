@@ -79,7 +79,7 @@ def test_what_the_reader_opens_is_listed_and_the_rest_is_counted(tmp_path):
         (tmp_path / "a" / name).write_bytes(b"x")
     data = PhotoFolder(tmp_path, test_fraction=0, val_fraction=0)
     assert [name for name in data.names if name[0] == "a"] == [f"a/{name}" for name in names]
-    assert data.describe().endswith("passed over, as no photographs that are read here: 2 .heic, 1 .txt, 1 no ending")
+    assert data.describe().endswith("passed over: 2 .heic, 1 .txt, 1 no ending")
     assert all(data.image(i).size == (4, 4) for i in range(len(data)))
 
 

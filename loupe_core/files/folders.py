@@ -36,7 +36,7 @@ class Photographs:
     names: list[str]
     splits: list[str]
     labels: list[int]
-    passed_over: Counter  # ending of a name -> number of files that no reader here opens
+    passed_over: Counter  # what was passed over, such as the ending of names -> number of files
 
 
 def survey(root: Path) -> Photographs:
@@ -63,7 +63,7 @@ def survey(root: Path) -> Photographs:
         classes[split] = {}
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not _is_system(child.name):
-                inside = [(below, path) for below, path in _walk(child) if _is_image(path, passed_over)]
+                inside = list(photographs_below(child, passed_over))
                 if inside:  # there may be two folders whose names differ in composition alone
                     classes[split].setdefault(unicodedata.normalize("NFC", child.name), []).extend(inside)
     first = classes.get("train", classes.get("", {}))
@@ -83,7 +83,12 @@ def survey(root: Path) -> Photographs:
 
 def list_images(folder: Path) -> list[Path]:
     """Photographs at any depth below a folder, in order; what `survey` passes over is passed over here too."""
-    return [path for _, path in sorted(_walk(folder)) if _is_image(path, Counter())]
+    return [path for _, path in sorted(photographs_below(folder, Counter()))]
+
+
+def photographs_below(folder: Path, passed_over: Counter) -> Iterator[tuple[str, Path]]:
+    """(name below `folder`, path) of each photograph at any depth; other files are counted in `passed_over`."""
+    return ((below, path) for below, path in _walk(folder) if _is_image(path, passed_over))
 
 
 def _splits_among(root: Path, children: dict[str, Path]) -> dict[str, Path]:

@@ -184,6 +184,23 @@ def _difference(name: str, before: object, after: object) -> str:
     return f"{name} {before!r}, this one has {after!r}"
 
 
+def run_of(checkpoint: str | Path) -> dict:
+    """What a training kept beside its checkpoint: `model`, its configuration; `cut`, the seed and the fractions of its
+    splits; `train` and `val`, the identities of its images. Empty where it kept none.
+
+    Args:
+        checkpoint: A run's `best/`, or the run's folder.
+    """
+    for folder in (Path(checkpoint), Path(checkpoint).parent):
+        try:
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(run, dict):
+            return run
+    return {}
+
+
 def trained_on(checkpoint: str | Path, *parts: str) -> set[str]:
     """The identities of the images that a training kept beside its checkpoint; empty where it kept none.
 
@@ -191,10 +208,5 @@ def trained_on(checkpoint: str | Path, *parts: str) -> set[str]:
         checkpoint: A run's `best/`, or the run's folder.
         parts: "train", "val".
     """
-    for folder in (Path(checkpoint), Path(checkpoint).parent):
-        try:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            return {identity for part in parts for identity in run[part]}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return set()
+    run = run_of(checkpoint)
+    return {str(identity) for part in parts for identity in run.get(part, [])}

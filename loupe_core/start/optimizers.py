@@ -68,7 +68,7 @@ def schedule_of(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) ->
     Args:
         steps: Of the optimizer, per epoch.
     """
-    warmup = round(recipe.lr_warmup_epochs * steps)
+    warmup = round(min(recipe.lr_warmup_epochs, recipe.epochs / 2) * steps)
     if warmup == 0:
         return Cosine(optimizer, recipe.epochs * steps, recipe.lr_min)
     rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
