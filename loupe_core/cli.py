@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from scipy.stats import binomtest
@@ -21,9 +20,10 @@ from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
 from loupe_core.files.checks import check_photographs
-from loupe_core.files.console import exit_code
+from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
+from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.run_folder import run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
@@ -57,6 +57,8 @@ def train(args: Arguments) -> None:
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
     recipe = choose(args, begun.get("model", {}), len(data))
+    if not args.from_scratch:
+        hub_or_cache(args.backbone)
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
     site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
     model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
@@ -106,6 +108,7 @@ def evaluate(args: Arguments) -> None:
 
 def export(args: Arguments) -> None:
     """Writes the ONNX file."""
+    hub_or_cache(args.checkpoint)
     export_onnx(LoupeModel.from_pretrained(args.checkpoint), args.out)
     print(f"ONNX: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
 
@@ -116,6 +119,7 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     Raises:
         LoupeError: The classes differ; or as in `LoupeModel.from_pretrained` and `open_set`.
     """
+    hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
     data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False))
     if model.class_names and data.class_names != model.class_names:
@@ -160,28 +164,6 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return action.help if plain else super()._get_help_string(action)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are told as all others are; argparse's own prints the whole usage first."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.register("type", Path, _path)  # what `type=Path` means
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Arguments, list[str]]:
-        """As argparse's, but here, where the command is known, nothing may be left over."""
-        found, unknown = super().parse_known_args(args, namespace)
-        return (found, unknown) if not unknown else self.error(f"unrecognized arguments: {' '.join(unknown)}")
-
-    def error(self, message: str) -> NoReturn:
-        raise LoupeError(f"{message}; `{self.prog} --help` lists what is expected")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("found an empty name, expected that of a file or folder")
-    return Path(text)
-
-
 def add_checkpoint(p: argparse.ArgumentParser, required: bool = True) -> None:
     """The option `--checkpoint`."""
     p.add_argument("--checkpoint", required=required,
@@ -196,7 +178,7 @@ def add_data(p: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands: the core's own, and those of every installed entry point of the group `loupe.commands`."""
-    top = _Parser(prog="loupe", description="Train a spatial attention gate; look through it.", epilog=EXAMPLES,
+    top = Parser(prog="loupe", description="Train a spatial attention gate; look through it.", epilog=EXAMPLES,
                   formatter_class=_Help)
     top.add_argument("--version", action="version", version=f"loupe {sys.modules[__package__].__version__}")
     top.set_defaults(run=lambda args: top.print_help())
@@ -227,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """What the command `loupe` runs; returns the exit code."""
+    """What the command `loupe` runs; returns the exit code, see `exit_code`."""
     def run() -> None:
         args = parser().parse_args(argv)
         args.run(args)

@@ -329,9 +329,8 @@ class Trainer:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
         r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
         workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
-        samples, batches = AsSamples(dataset), dict(batch_size=4 * r.batch_size)
-        if train:
-            batches = training_batches(self.model, samples, r, self.accelerator.num_processes)
+        samples, processes = AsSamples(dataset), self.accelerator.num_processes
+        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=4 * r.batch_size)
         return DataLoader(samples, **batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu,
                           persistent_workers=workers > 0)
 

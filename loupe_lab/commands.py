@@ -11,6 +11,7 @@ from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
 from loupe_core.errors import LoupeError, printable
 from loupe_core.files.atomic import replaced
 from loupe_core.files.folders import list_images
+from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import alt_text, mask_to_original, overlay
@@ -40,6 +41,7 @@ def explain(args: Arguments) -> None:
         raise LoupeError(f"--site {args.site}: {args.method} has none; expected --method {' or '.join(WITH_SITE)}")
     # not its own pictures of an earlier run
     photographs = [path for path in photographs if not path.resolve().is_relative_to(out.resolve())]
+    hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
     if not model.sites and args.method == "mask":
         raise LoupeError(f"{args.checkpoint} holds a bare backbone, which has no mask; expected another --method, such "

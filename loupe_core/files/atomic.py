@@ -41,7 +41,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def refusals(path: Path, beside: Path | None = None) -> Iterator[None]:
-    """What torch and safetensors raise where a file cannot be written becomes an OSError, as Python's own files have it.
+    """What torch and safetensors raise where a file cannot be written becomes an OSError, as of Python's own files.
 
     Each OSError that names no file, or one in `beside`, names `path`.
     """
@@ -63,7 +63,9 @@ def refusals(path: Path, beside: Path | None = None) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Writes `text` in UTF-8, or leaves the old file as it was. Bytes of a name that are no text become \\udc80 to \\udcff.
+    """Writes `text` in UTF-8, or leaves the old file as it was.
+
+    A name's bytes that are no text, which Python holds as U+DC80 to U+DCFF, are written in ASCII: a backslash, "udc80".
 
     Raises:
         OSError: as the file system has it.

@@ -1,14 +1,40 @@
-"""How a command ends: with an exit code, and one line for what came in its way."""
+"""What a command does with wrong words, and how it ends: with an exit code, and one line for what came in its way."""
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 from loupe_core.errors import LoupeError, printable
 
 READER_GONE = 141  # 128 + SIGPIPE, as the shell knows it from other commands
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are told as all others are; argparse's own prints the whole usage first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, _path)  # what `type=Path` means
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but nothing may be left over: a command knows this sooner than the parser above it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        return (found, unknown) if not unknown else self.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raises LoupeError with argparse's message, and where to look."""
+        raise LoupeError(f"{message}; `{self.prog} --help` lists what is expected")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("found an empty name, expected that of a file or folder")
+    return Path(text)
 
 
 def exit_code(run: Callable[[], None]) -> int:

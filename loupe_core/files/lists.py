@@ -42,7 +42,7 @@ def read_names(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def on_disk(folder: str, name: str) -> str:
-    """The path of a listed file. A copy may have composed its letters (NFC), or taken them apart (NFD, as macOS does)."""
+    """The path of a listed file, whose letters a copy may have composed (NFC) or taken apart (NFD, as macOS does)."""
     path = os.path.join(folder, name)
     if name.isascii() or os.path.exists(path):
         return path

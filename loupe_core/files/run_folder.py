@@ -151,12 +151,13 @@ class RunFolder:
 
 def write_checksums(folder: Path) -> None:
     """Writes `checksums.json` into a folder: file -> SHA-256 of what it holds. It takes about 0.7 s per GB."""
-    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
     write_whole(folder / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
 
 
 def damaged_file(folder: Path) -> str | None:
-    """What is wrong with the first file that is not as `write_checksums` saw it; None where nothing is, or it did not."""
+    """What is wrong with the first file that is not as `write_checksums` saw it; None where nothing is known."""
     if not (folder / CHECKSUMS).is_file():
         return None
     try:

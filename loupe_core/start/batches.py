@@ -49,8 +49,8 @@ def training_batches(model: LoupeModel, samples: AsSamples, recipe: Recipe, proc
         return plain
     if alone:
         found = f"batch_size={recipe.batch_size}" if len(samples) > 1 else "one training image"
-        raise LoupeError(f"training: found {found}, and {name} of {model.backbone_name}, a BatchNorm after the pooling, "
-                         "which compares the images of a batch; expected a batch_size of 2 or more, or freeze_batchnorm")
+        raise LoupeError(f"training: found {found}, but {name} of {model.backbone_name} is a BatchNorm after pooling, "
+                         "which needs two images in a batch; expected batch_size 2 or more, or freeze_batchnorm")
     return dict(batch_sampler=JoinedBatches(RandomSampler(samples), recipe.batch_size, drop_last=False))
 
 
