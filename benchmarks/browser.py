@@ -47,7 +47,7 @@ PREPARE = """async picture => {
 
 def measure(folder: Path, runs: int) -> dict[str, float]:
     """Medians in ms: page, native (both from pixels to mask), native_network."""
-    picture = json.loads((folder / "_static/lab/lab.json").read_text())["species"][1]["picture"]
+    picture = json.loads((folder / "_static/lab/lab.json").read_text(encoding="utf-8"))["species"][1]["picture"]
     image = Image.open(folder / "_static/lab" / picture).convert("RGB")
     transform = transforms_for(LoupeModel.from_pretrained(FIELDGUIDE).data_config, train=False)
     options = onnxruntime.SessionOptions()
@@ -81,7 +81,7 @@ def main(runs: int = 50) -> None:
         web_assets.publish(static)
         for script in (ROOT / "book" / "_static").glob("lab*.js"):
             shutil.copy(script, static)
-        (Path(name) / "index.html").write_text('<!doctype html><link rel="icon" href="data:,">')
+        (Path(name) / "index.html").write_text('<!doctype html><link rel="icon" href="data:,">', encoding="utf-8")
         ms = measure(Path(name), runs)
     ratio = ms["page"] / ms["native"]
     row = [f"{ms[name]:.1f}" for name in ("page", "native", "native_network")]

@@ -43,7 +43,7 @@ def ratio(a: list[float], b: list[float]) -> dict[str, float]:
 def processor() -> str:
     """The processor's name, as far as the system knows it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 

@@ -34,7 +34,7 @@ from loupe_lab.birds.fieldguide import fieldguide_set, species_of, write_fieldgu
 def repeated(root: Path, folder: Path, times: int) -> Path:
     """Makes a data set in `folder` with every image of the one in `root` `times` times; the files are hard links."""
     for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt"):
-        lines = (root / name).read_text().splitlines()
+        lines = (root / name).read_text(encoding="utf-8").splitlines()
         out, count = [], len(lines)
         for k in range(times):
             for line in lines:
@@ -46,7 +46,7 @@ def repeated(root: Path, folder: Path, times: int) -> Path:
                     os.link(root / "images" / rest, copy)
                     rest = f"{stem}_{k}{kind}"
                 out.append(f"{int(number) + k * count} {rest}")
-        (folder / name).write_text("\n".join(out) + "\n")
+        (folder / name).write_text("\n".join(out) + "\n", encoding="utf-8")
     shutil.copy(root / "classes.txt", folder)
     return folder
 
@@ -92,7 +92,7 @@ def train(root: Path, out: Path, batch: int, threads: int) -> None:
     trainer = Trainer(model, recipe, progress=False)
     rows = trainer.fit(birds)
     if trainer.accelerator.is_main_process:
-        out.write_text(json.dumps(rows))
+        out.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def by_processes(folder: Path, images: int, counts: tuple[int, ...] = (1, 2)) -> list[dict]:
@@ -103,7 +103,7 @@ def by_processes(folder: Path, images: int, counts: tuple[int, ...] = (1, 2)) ->
                str(29500 + os.getpid() % 1000), "-m", "benchmarks.growth", "--worker", str(root), str(out),
                str(32 // processes), str(max(torch.get_num_threads() // processes, 1))]
         subprocess.run(run, cwd=ROOT, check=True, capture_output=True, env=os.environ | dict(ACCELERATE_USE_CPU="1"))
-        rows.append((processes, json.loads(out.read_text())))
+        rows.append((processes, json.loads(out.read_text(encoding="utf-8"))))
     return [{"processes": n, "second epoch, s": found[1]["seconds"], "loss, epoch 1": found[0]["loss"],
              "loss, epoch 2": found[1]["loss"]} for n, found in rows]
 

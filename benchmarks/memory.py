@@ -36,7 +36,7 @@ def _run_and_tell(pipe, function: Callable, arguments: tuple) -> None:
 def _own_peak() -> int:
     status = Path("/proc/self/status")
     if status.exists():  # Linux hands ru_maxrss on to a started program, so it may be that of the parent
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text(encoding="utf-8"))[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

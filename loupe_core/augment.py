@@ -24,7 +24,9 @@ def randaugment_of(description: str, side: int, fill: tuple[int, ...], interpola
     Raises:
         LoupeError: timm cannot read the description.
     """
-    settings = dict(translate_const=int(side * 0.45), img_mean=fill, interpolation=str_to_pil_interp(interpolation))
+    # Pillow resizes with more kernels than it shears and rotates with
+    shears = interpolation if interpolation in ("nearest", "bilinear") else "bicubic"
+    settings = dict(translate_const=int(side * 0.45), img_mean=fill, interpolation=str_to_pil_interp(shears))
     try:
         randaugment = rand_augment_transform(description, settings)
     except (AssertionError, ValueError):

@@ -8,12 +8,10 @@ and then exits with code 2.
 import argparse
 import dataclasses
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from scipy.stats import binomtest
@@ -21,8 +19,11 @@ from scipy.stats import binomtest
 from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
+from loupe_core.files.checks import check_photographs
+from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
+from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.run_folder import run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
@@ -48,6 +49,7 @@ def train(args: Arguments) -> None:
     cut = begun.get("cut", {}) | {name: value for name, value in given.items() if value is not None}
     data = open_set(args.data, "train", cache=args.cache, labels=args.labels, **cut)
     print(data.describe())
+    check_photographs(args.data, data.all_paths, read=args.check)
     if len(data.class_names) < 2:
         raise LoupeError(f"{args.data}: found one class only, {data.class_names[0]!r}; expected two or more, a folder "
                          "of photographs for each")
@@ -55,6 +57,8 @@ def train(args: Arguments) -> None:
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
     recipe = choose(args, begun.get("model", {}), len(data))
+    if not args.from_scratch:
+        hub_or_cache(args.backbone)
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
     site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
     model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
@@ -80,7 +84,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
-    card.save(args.out / "best" / "README.md")
+    write_whole(args.out / "best" / "README.md", str(card))
     if best["epoch"] == 0:
         print("best: the linear probe" + (f"; none of {len(rows)} epochs was better" if rows else ""))
     print(f"best of {len(rows)} epochs: {best['epoch']}, validation loss {best['val_loss']:.4f}, "
@@ -104,6 +108,7 @@ def evaluate(args: Arguments) -> None:
 
 def export(args: Arguments) -> None:
     """Writes the ONNX file."""
+    hub_or_cache(args.checkpoint)
     export_onnx(LoupeModel.from_pretrained(args.checkpoint), args.out)
     print(f"ONNX: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
 
@@ -114,6 +119,7 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     Raises:
         LoupeError: The classes differ; or as in `LoupeModel.from_pretrained` and `open_set`.
     """
+    hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
     data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False),
                     labels=args.labels, **run_of(args.checkpoint).get("cut", {}))
@@ -128,6 +134,7 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     if len(data) == 0:
         raise LoupeError(f"{args.data}: found no {args.split} photograph that {args.checkpoint} was not trained on or "
                          "chosen by; expected some")
+    check_photographs(args.data, data.paths)
     return model, data
 
 
@@ -158,13 +165,6 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return action.help if plain else super()._get_help_string(action)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are told as all others are; argparse's own prints the whole usage first."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LoupeError(f"{message}; `{self.prog} --help` lists what is expected")
-
-
 def add_checkpoint(p: argparse.ArgumentParser, required: bool = True) -> None:
     """The option `--checkpoint`."""
     p.add_argument("--checkpoint", required=required,
@@ -180,9 +180,11 @@ def add_data(p: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands: the core's own, and those of every installed entry point of the group `loupe.commands`."""
-    top = _Parser(prog="loupe", description="Train a spatial attention gate; look through it.", epilog=EXAMPLES,
+    top = Parser(prog="loupe", description="Train a spatial attention gate; look through it.", epilog=EXAMPLES,
                   formatter_class=_Help)
-    commands = top.add_subparsers(required=True, metavar="command")
+    top.add_argument("--version", action="version", version=f"loupe {sys.modules[__package__].__version__}")
+    top.set_defaults(run=lambda args: top.print_help())
+    commands = top.add_subparsers(metavar="command")
 
     def command(run: Callable[[Arguments], None], about: str) -> argparse.ArgumentParser:
         """A new command, named as the function that it runs; the first line of `about` stands in the list."""
@@ -209,16 +211,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """What the command `loupe` runs; returns the exit code."""
-    try:
+    """What the command `loupe` runs; returns the exit code, see `exit_code`."""
+    def run() -> None:
         args = parser().parse_args(argv)
         args.run(args)
-    except LoupeError as error:
-        # from a DataLoader's worker the line arrives below the worker's traceback
-        line = str(error).strip().splitlines()[-1].removeprefix("loupe_core.errors.LoupeError: ")
-        print(f"loupe: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"loupe: {stop or 'stopped'}", file=sys.stderr)
-        return 128 + getattr(stop, "signal", signal.SIGINT)
-    return 0
+
+    return exit_code(run)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, printable
 from loupe_core.files.cuts import cut_by_name, cut_by_position
 from loupe_core.files.download import find_cub
 from loupe_core.files.folders import same_content, size_of, survey
 from loupe_core.files.images import open_image
 from loupe_core.files.labels import listed
-from loupe_core.files.lists import check_rows, read_names, read_table
+from loupe_core.files.lists import check_rows, on_disk, read_names, read_table
 from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
 from loupe_core.samples import Sample
@@ -93,7 +94,12 @@ class _Photographs(Dataset):
         line = (f"{self.root}: {self.layout}; {counts[0]} training, {counts[1]} validation and {counts[2]} test "
                 f"photographs of {len(self.class_names)} classes ({named})")
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.passed_over.items()))
-        return line + (f"; passed over: {kinds}" if kinds else "")
+        return printable(line + (f"; passed over: {kinds}" if kinds else ""))
+
+    @property
+    def all_paths(self) -> list[str]:
+        """The paths of the photographs of all splits."""
+        return [path for path, label in zip(self._paths, self._labels) if label >= 0]
 
     def identities(self) -> list[str]:
         """Name and size of each photograph, "robin/1.jpg, 20480 bytes"; the content decides, not where it lies."""
@@ -211,8 +217,8 @@ class CUB200(_Photographs):
         self._splits = np.where(cut, "val", np.where(official, "train", "test"))
         self._choose(labels, class_names, class_ids, classes)
         self._image_ids, self._boxes, self._parts = image_ids, boxes, parts
-        self.layout, self._names = "lists as in CUB-200-2011", files
-        self._paths = [os.path.join(base, "images", file) for file in files]  # pathlib takes 0.2 s for CUB
+        self.layout, self._names = "lists as in CUB-200-2011", [normalize("NFC", file) for file in files]
+        self._paths = [on_disk(os.path.join(base, "images"), file) for file in files]  # pathlib takes 0.2 s for CUB
         self._select(split)
 
     def segmentation(self, i: int) -> np.ndarray | None:

@@ -34,6 +34,7 @@ from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe, pick_precision
 from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
+from loupe_core.start.batches import training_batches
 from loupe_core.start.labels import class_weights_of, mixture_of
 from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_of
 from loupe_core.start.probe import fit_probe
@@ -312,8 +313,10 @@ class Trainer:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
         r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
         workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
-        return DataLoader(AsSamples(dataset), r.batch_size if train else 4 * r.batch_size, shuffle=train,
-                          collate_fn=collate, num_workers=workers, pin_memory=on_gpu, persistent_workers=workers > 0)
+        samples, processes = AsSamples(dataset), self.accelerator.num_processes
+        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=4 * r.batch_size)
+        return DataLoader(samples, **batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu,
+                          persistent_workers=workers > 0)
 
     # --- what is set up and what is kept -----------------------------------------------------------------------
 

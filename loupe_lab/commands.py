@@ -5,11 +5,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, printable
 from loupe_core.files.atomic import replaced
 from loupe_core.files.folders import list_images
+from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import alt_text, mask_to_original, overlay
@@ -39,6 +41,7 @@ def explain(args: Arguments) -> None:
         raise LoupeError(f"--site {args.site}: {args.method} has none; expected --method {' or '.join(WITH_SITE)}")
     # not its own pictures of an earlier run
     photographs = [path for path in photographs if not path.resolve().is_relative_to(out.resolve())]
+    hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
     if not model.sites and args.method == "mask":
         raise LoupeError(f"{args.checkpoint} holds a bare backbone, which has no mask; expected another --method, such "
@@ -50,7 +53,7 @@ def explain(args: Arguments) -> None:
     for path in photographs:
         try:
             if folder:
-                print(f"{path}:")
+                print(f"{printable(str(path))}:")
             _explain_one(model, args, path, target, out / f"{path.relative_to(args.photo)}.png" if folder else out)
         except LoupeError as error:
             if not folder:
@@ -86,7 +89,7 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
         top = model(x[None])[0].softmax(0).topk(min(5, model.num_classes))
     for p, k in zip(top.values.tolist(), top.indices.tolist()):
         print(f"{p:7.2%}  {model.class_names[k] if model.class_names else f'class {k}'}")
-    print(f"overlay: {out}")
+    print(f"overlay: {printable(str(out))}")
 
 
 def _class_number(model: LoupeModel, args: Arguments) -> int | None:
@@ -97,7 +100,7 @@ def _class_number(model: LoupeModel, args: Arguments) -> int | None:
     if args.method in FOR_ALL_CLASSES:
         raise LoupeError(f"--class {wanted}: the {args.method} is the same for every class; expected a --method such "
                          "as grad_cam")
-    names = model.class_names or []
+    names, wanted = model.class_names or [], normalize("NFC", wanted)
     if wanted in names:
         return names.index(wanted)
     if wanted.isdecimal() and int(wanted) < model.num_classes:
@@ -114,7 +117,9 @@ def audit(args: Arguments) -> None:
     from loupe_lab.evidence.audit import conclusion, gate_effect, table
 
     if args.old_data is not None:  # until November 2026: loupe audit CHECKPOINT --data FOLDER
-        args.checkpoint, args.data = args.checkpoint or str(args.data), args.old_data
+        if args.checkpoint is not None:
+            raise LoupeError(f"audit: found two folders, {args.data} and --data {args.old_data}; expected one")
+        args.checkpoint, args.data = str(args.data), args.old_data
     if args.checkpoint is None:
         raise LoupeError("audit: found no --checkpoint; expected: loupe audit FOLDER --checkpoint CHECKPOINT")
     if args.images < 1:
@@ -136,6 +141,8 @@ def fieldguide(args: Arguments) -> None:
     from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 
     out = args.out or args.folder
+    if args.out is not None and args.folder is not None:
+        raise LoupeError(f"fieldguide: found two folders, {args.folder} and --out {args.out}; expected one, --out")
     if out is None:
         raise LoupeError("fieldguide: found no --out; expected a folder to make, such as --out data/birds")
     species = species_of(args.groups)

@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from loupe_core.datasets import PhotoFolder
+from loupe_core.files.run_folder import CHECKSUMS
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.trainer import Recipe, Trainer
@@ -533,13 +534,40 @@ def state(name, change, outcome="refused"):
 
 
 STATES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "trainer.pt"]
+
+
+def _without_checksums(change):
+    """A state of before November 2026."""
+    def apply(folder):
+        (folder / CHECKSUMS).unlink()
+        change(folder)
+
+    return apply
+
+
+def _flip(folder, file, count=64):
+    path = folder / file
+    data = path.read_bytes()
+    path.write_bytes(flip(data, 0, count))
+
+
 for file in STATES:
-    gone = "read" if file.startswith("random") else "refused"  # every epoch draws from a seed of its own
-    state(f"{file} missing", lambda folder, f=file: (folder / f).unlink(), gone)
-    state(f"{file} cut at half",
-          lambda folder, f=file: (folder / f).write_bytes(cut((folder / f).read_bytes(), 5)), gone)
-    state(f"{file} of 0 bytes", lambda folder, f=file: (folder / f).write_bytes(b""), gone)
-    state(f"{file} that would run a command", lambda folder, f=file: torch.save(Runs(folder), folder / f), gone)
+    old = "read" if file.startswith("random") else "refused"  # every epoch draws from a seed of its own
+    for name, change in {
+        "missing": lambda folder, f=file: (folder / f).unlink(),
+        "cut at half": lambda folder, f=file: (folder / f).write_bytes(cut((folder / f).read_bytes(), 5)),
+        "of 0 bytes": lambda folder, f=file: (folder / f).write_bytes(b""),
+        "that would run a command": lambda folder, f=file: torch.save(Runs(folder), folder / f),
+    }.items():
+        state(f"{file} {name}", change)
+        state(f"{file} {name}, without checksums", _without_checksums(change), old)
+    state(f"{file} with 64 bytes changed", functools.partial(_flip, file=file))
+state("without checksums", _without_checksums(lambda folder: None), "read")
+for name, content in {"cut": b"{", "of a list": b"[]", "of numbers": b'{"trainer.pt": 7}', "binary": bytes(range(256)),
+                      "of files elsewhere": b'{"../../recipe.json": "0"}'}.items():
+    state(f"checksums {name}", lambda folder, content=content: (folder / CHECKSUMS).write_bytes(content))
+state("checksums that are a pipe",
+      lambda folder: ((folder / CHECKSUMS).unlink(), os.mkfifo(folder / CHECKSUMS)), "read")
 state("recipe.json broken", lambda folder: (folder.parents[1] / "recipe.json").write_text("{"))
 state("recipe.json of another recipe", lambda folder: (folder.parents[1] / "recipe.json").write_text('{"lr": 1}'))
 state("an empty folder", lambda folder: [file.unlink() for file in folder.iterdir()])

@@ -402,6 +402,7 @@ def test_a_recipe_of_before_the_factor_had_its_name_is_read(tmp_path):
 def test_a_state_that_lacks_something_is_told_in_one_line(tmp_path):
     trained(tmp_path, epochs=2)
     file = tmp_path / "states" / "epoch-0002" / "trainer.pt"
+    file.with_name("checksums.json").unlink()  # as of another version, whose own bytes are sound
     own = torch.load(file, weights_only=True)
     for changed in ({k: v for k, v in own.items() if k != "schedule"}, own | dict(unknown=1)):
         torch.save(changed, file)

@@ -1,10 +1,17 @@
 """Files and folders that are whole, or as they were before, whenever the process ends."""
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+# of torch.save and of safetensors, where a file cannot be written
+_REFUSED = re.compile(r"inline_container|PytorchStreamWriter|Error while serializing: I/?O ?error", re.IGNORECASE)
 
 
 @contextmanager
@@ -15,29 +22,56 @@ def replaced(path: str | Path) -> Iterator[Path]:
     leave `unfinished-<name>` behind; the next one replaces it.
 
     Raises:
-        OSError: as the file system has it.
+        OSError: as the file system has it, with `path` as its file name; see `refusals`.
     """
     path = Path(path)
     beside = path.with_name(f"unfinished-{path.name}")
-    remove(beside)
-    try:
-        yield beside
-        if beside.is_dir():
-            remove(path)
-        os.replace(beside, path)
-    except BaseException:  # Ctrl-C too
+    with refusals(path, beside):
         remove(beside)
+        try:
+            yield beside
+            if beside.is_dir():
+                remove(path)
+            os.replace(beside, path)
+        except BaseException:  # Ctrl-C too
+            with suppress(OSError):
+                remove(beside)
+            raise
+
+
+@contextmanager
+def refusals(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """What torch and safetensors raise where a file cannot be written becomes an OSError, as of Python's own files.
+
+    Each OSError that names no file, or one in `beside`, names `path`.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not _REFUSED.search(str(error)):
+            raise
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        # torch keeps the system's reason to itself
+        raise OSError(errno.EIO, "not all of it could be written; is the disk full?", str(path)) from error
+    except OSError as error:
+        named = error.filename
+        if named is None or beside is not None and str(named).startswith(str(beside)):
+            error.filename = str(path)
         raise
 
 
 def write_whole(path: str | Path, text: str) -> None:
     """Writes `text` in UTF-8, or leaves the old file as it was.
 
+    A name's bytes that are no text, which Python holds as U+DC80 to U+DCFF, are written in ASCII: a backslash, "udc80".
+
     Raises:
         OSError: as the file system has it.
     """
     with replaced(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove(path: Path) -> None:

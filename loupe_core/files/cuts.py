@@ -19,7 +19,7 @@ def cut_by_position(labels: np.ndarray, class_names: list[str], fraction: float,
 
 def cut_by_name(labels: np.ndarray, names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
     """As `cut_by_position`, by a hash of seed and name: a photograph more moves at most one other in its class."""
-    rank = [hashlib.blake2b(f"{seed} {purpose} {name}".encode()).digest() for name in names]
+    rank = [hashlib.blake2b(f"{seed} {purpose} {name}".encode(errors="surrogatepass")).digest() for name in names]
     chosen = np.zeros(len(labels), dtype=bool)
     for label in range(labels.max(initial=-1) + 1):
         members = sorted(np.flatnonzero(labels == label), key=rank.__getitem__)

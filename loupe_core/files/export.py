@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from loupe_core.errors import LoupeError, one_line
-from loupe_core.files.atomic import replaced
+from loupe_core.files.atomic import remove
 from loupe_core.model import LoupeModel
 from loupe_core.sites import eval_mode
 
@@ -41,13 +43,15 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
         LoupeError: onnx or onnxscript is missing; the backbone has something that the exporter cannot express; or the
             file cannot be written.
     """
-    if not Path(path).parent.is_dir():
-        raise LoupeError(f"no folder {Path(path).parent} to write {Path(path).name} into; make it first")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise LoupeError(f"no folder {path.parent} to write {path.name} into; make it first")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise LoupeError(f"export: the package {missing[0]} is not installed; install it: pip install {missing[0]}")
     names = ["logits", *(["mask"] if model.one_mask else [f"mask_{key}" for key in model.gates])]
     like = next(model.parameters())
+    scratch = path.with_name(f"unfinished-{path.name}")
     # Two images, because torch.export takes a batch of one for a constant.
     images = torch.zeros(2 if dynamic_batch else 1, 3, *model.img_size, dtype=like.dtype, device=like.device)
     try:
@@ -58,8 +62,15 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
                 dynamo=True, verbose=False)
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
-        with replaced(path) as beside:
-            program.save(str(beside))
+        remove(scratch)  # of a process that was killed
+        scratch.mkdir()
+        program.save(str(scratch / path.name))
+        # above 2 GB the weights are a file of their own; the model comes last
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
     except Exception as error:  # the exporter's stages each raise their own kinds
         raise LoupeError(f"{model.backbone_name} cannot be exported to {path}: {one_line(error)}") from error
+    finally:
+        with suppress(OSError):
+            remove(scratch)
     return names

@@ -66,8 +66,8 @@ def survey(root: Path) -> Photographs:
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not _is_system(child.name):
                 inside = list(photographs_below(child, passed_over))
-                if inside:
-                    classes[split][unicodedata.normalize("NFC", child.name)] = inside
+                if inside:  # there may be two folders whose names differ in composition alone
+                    classes[split].setdefault(unicodedata.normalize("NFC", child.name), []).extend(inside)
     first = classes.get("train", classes.get("", {}))
     found.class_names = sorted(first)
     _check_classes(root, parts, classes, found.class_names)

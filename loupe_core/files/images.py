@@ -26,11 +26,10 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         LoupeError: the file is missing, empty, truncated, too large, a mere strip or no image.
     """
-    shown = "".join(c if c.isprintable() else "?" for c in str(path))  # a name may hold a line break
     if not os.path.isfile(path):  # false for a pipe, a folder, and a name that the system refuses
-        raise LoupeError(f"{shown}: found no such file, expected a photograph; check the path or unpack the set again")
+        raise LoupeError(f"{path}: found no such file, expected a photograph; check the path or unpack the set again")
     if os.path.getsize(path) == 0:
-        raise LoupeError(f"{shown}: found an empty file (0 bytes), expected a photograph; copy it again")
+        raise LoupeError(f"{path}: found an empty file (0 bytes), expected a photograph; copy it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata
@@ -51,7 +50,7 @@ def open_image(path: str | Path) -> Image.Image:
     except Exception as error:  # a decoder may raise anything on broken bytes
         reason = " ".join(str(error).split())
         found = f"a broken or unusual image ({reason}); copy or convert it again"
-    raise LoupeError(f"{shown}: found {found}")
+    raise LoupeError(f"{path}: found {found}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,8 @@
 """The lists of a data set in CUB's layout; a wrong line is named."""
 
+import os
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -37,6 +39,15 @@ def read_names(path: Path) -> tuple[np.ndarray, list[str]]:
             number = next(k for k, value in enumerate(values, 1) if value in seen or seen.add(value))
             raise line_error(path, number, values[number - 1], f"each {what} once")
     return np.array(ids), names
+
+
+def on_disk(folder: str, name: str) -> str:
+    """The path of a listed file, whose letters a copy may have composed (NFC) or taken apart (NFD, as macOS does)."""
+    path = os.path.join(folder, name)
+    if name.isascii() or os.path.exists(path):
+        return path
+    forms = (os.path.join(folder, normalize(form, name)) for form in ("NFC", "NFD"))
+    return next(filter(os.path.exists, forms), path)
 
 
 def read_table(path: Path, columns: int, ids: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def add_training(p: argparse.ArgumentParser) -> None:
                        "not given; for sets without a test split of their own")
     group.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
     group.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
+    group.add_argument("--check", action="store_true", help="first read every photograph, and list the bad ones")
     group = p.add_argument_group("the backbone")
     group.add_argument("--backbone", help="timm model name; if it is not given, swin_micro for drawn birds and "
                        "EfficientNet-Lite0 for photographs; the paper: swin_base_patch4_window7_224.ms_in22k")

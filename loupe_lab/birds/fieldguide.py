@@ -214,7 +214,7 @@ def write_fieldguide(root: str | Path, species: Sequence[Species] = SPECIES, *, 
     root.parent.mkdir(parents=True, exist_ok=True)
     with replaced(root) as building:
         _draw_into(building, species, train, test, size, seed, weather, workers)
-        (building / "attributes.json").write_text(text)
+        (building / "attributes.json").write_text(text, encoding="utf-8")
         _holds(root, text)  # drawing takes a while: do not replace what was written there in the meantime
     return root
 
@@ -223,7 +223,7 @@ def _holds(root: Path, text: str) -> bool:
     """Whether `root` exists and is the set with this description; a LoupeError if it is something else."""
     if not root.exists():
         return False
-    if (root / "attributes.json").is_file() and (root / "attributes.json").read_text() == text:
+    if (root / "attributes.json").is_file() and (root / "attributes.json").read_text(encoding="utf-8") == text:
         return True
     raise LoupeError(f"{root} exists and holds something else; expected no such folder, or this very set of birds: "
                      "give another folder")
@@ -263,4 +263,4 @@ def _draw_into(building: Path, species: Sequence[Species], train: int, test: int
     tables["parts"] = [f"{p} {name}" for p, name in enumerate(PARTS, 1)]
     for name, lines in tables.items():
         folder = building / "parts" if name in ("parts", "part_locs") else building
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -28,10 +28,10 @@ def read_results(name: str) -> list[dict]:
     folders = [Path(chosen)] if chosen else [folder / "data" / "results" for folder in (here, *here.parents)]
     for folder in folders:
         if (folder / f"{name}.csv").is_file():
-            with (folder / f"{name}.csv").open(newline="") as file:
+            with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file))
         if (folder / f"{name}.json").is_file():
-            return json.loads((folder / f"{name}.json").read_text())
+            return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     raise LoupeError(f"no recorded results '{name}.csv' or '.json' in {folders[0]}; expected a checkout of the book: "
                      "start there, or set LOUPE_RESULTS to its folder data/results")
 

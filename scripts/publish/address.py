@@ -32,7 +32,7 @@ class AddressError(Exception):
 
 def read(root: Path = ROOT) -> str:
     """The address in _config.yml, without a slash at the end; "" if there is none."""
-    return (yaml.safe_load((root / "_config.yml").read_text()).get("repository") or {}).get("url", "")
+    return (yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")).get("repository") or {}).get("url", "")
 
 
 def published(url: str) -> str:
@@ -78,7 +78,7 @@ def texts(root: Path, url: str) -> dict[Path, str]:
     """
     found = {}
     for name, parts in blocks(root, url).items():
-        between = BLOCK.split((root / name).read_text())  # text, mark, text between, mark, text, ...
+        between = BLOCK.split((root / name).read_text(encoding="utf-8"))  # text, mark, text between, mark, text, ...
         if len(between) != 4 * len(parts) + 1:
             raise AddressError(f"{name} has {len(between) // 4} pairs of the marks `address` and `/address`; expected "
                                f"{len(parts)}")
@@ -86,7 +86,7 @@ def texts(root: Path, url: str) -> dict[Path, str]:
         found[root / name] = "".join(between)
     default = f', \\\\"{url}\\\\"' if url else ""
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
-        found[path], count = FIRST_CELL.subn(rf"\1{default})", path.read_text())
+        found[path], count = FIRST_CELL.subn(rf"\1{default})", path.read_text(encoding="utf-8"))
         if count != 1:
             raise AddressError(f"{path.name} reads LOUPE_ADDRESS {count} times; expected the first cell of the others")
     return found
@@ -95,7 +95,7 @@ def texts(root: Path, url: str) -> dict[Path, str]:
 def disagreeing(root: Path = ROOT) -> list[str]:
     """The files whose address differs from that in _config.yml."""
     wanted = texts(root, read(root))
-    return [str(path.relative_to(root)) for path, text in wanted.items() if path.read_text() != text]
+    return [str(path.relative_to(root)) for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
 
 
 def write(url: str, root: Path = ROOT) -> list[str]:
@@ -108,8 +108,8 @@ def write(url: str, root: Path = ROOT) -> list[str]:
         raise AddressError(f"{url!r} is no address of a repository; expected https://github.com/OWNER/NAME")
     changed = []
     for path, text in texts(root, url and match[1]).items():
-        if path.read_text() != text:
-            path.write_text(text)
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
             changed.append(str(path.relative_to(root)))
     return changed
 

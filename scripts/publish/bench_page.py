@@ -17,7 +17,7 @@ BATCH, IMAGES = 16, 5394  # images per card and step, as in the paper; CUB's tra
 
 def read(name: str) -> dict:
     file = RESULTS / f"bench_{name}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:

@@ -228,15 +228,15 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     html = source.with_name("html")
     shutil.rmtree(html, ignore_errors=True)
     status = source / "status.md"
-    before, rest = status.read_text().split("<!-- status -->\n")
+    before, rest = status.read_text(encoding="utf-8").split("<!-- status -->\n")
     table = status_table(rows or [(name, "not run in this build", "") for name in chapters()], ran=bool(rows))
-    status.write_text(before + table + rest.split("<!-- /status -->\n")[1])
+    status.write_text(before + table + rest.split("<!-- /status -->\n")[1], encoding="utf-8")
     write_ledger(source / "ledger.md")
     scaling = source / "scaling_up.md"
     if scaling.is_file():
-        scaling.write_text(bench_page.fill(scaling.read_text()))
+        scaling.write_text(bench_page.fill(scaling.read_text(encoding="utf-8")), encoding="utf-8")
     config = source.with_name("config.yml")
-    config.write_text(yaml.safe_dump(configuration(source)))
+    config.write_text(yaml.safe_dump(configuration(source)), encoding="utf-8")
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]
     command += ["--config", config, "--toc", ROOT / "_toc.yml", "--all", "-W", "-n", "--keep-going", "-q"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -253,8 +253,8 @@ def write_ledger(page: Path) -> None:
         table = ledger.page()
     except (ledger.LedgerError, LoupeError) as error:
         raise BuildError(str(error)) from error
-    before, rest = page.read_text().split("<!-- ledger -->\n")
-    page.write_text(before + table + rest.split("<!-- /ledger -->\n")[1])
+    before, rest = page.read_text(encoding="utf-8").split("<!-- ledger -->\n")
+    page.write_text(before + table + rest.split("<!-- /ledger -->\n")[1], encoding="utf-8")
 
 
 def configuration(source: Path) -> dict:
@@ -274,7 +274,7 @@ def configuration(source: Path) -> dict:
 
         build_lab(static / "lab")
     where = web_assets.publish(static)
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"] |= {
         "html_extra_path": [str(extra)],
         "mathjax_path": f"{where['mathjax']}tex-mml-chtml.js",

@@ -39,7 +39,7 @@ class Number(NamedTuple):
 
 def ledger() -> dict:
     """`commands`: name -> command for a GPU with CUB; `claims`: the entries, in the order of the page."""
-    return yaml.safe_load((ROOT / "data" / "ledger.yml").read_text())
+    return yaml.safe_load((ROOT / "data" / "ledger.yml").read_text(encoding="utf-8"))
 
 
 def select(grid: str, where: dict) -> dict[str, dict]:

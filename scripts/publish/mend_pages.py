@@ -35,7 +35,7 @@ def mend(html: Path) -> None:
         Image.open(picture).convert("RGB").save(picture.with_suffix(".webp"), quality=90)
         picture.unlink()
     for page in html.glob("*.html"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         for pattern, replacement in MENDS:
             text = re.sub(pattern, replacement, text, flags=re.DOTALL)
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")

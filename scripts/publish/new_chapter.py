@@ -128,7 +128,7 @@ def start(name: str, title: str) -> None:
     if not title.strip():
         raise LoupeError(f"no title for {name}; expected one, such as 'Birds and their shadows'")
     toc = ROOT / "_toc.yml"
-    entries = listed(toc.read_text(), name)
+    entries = listed(toc.read_text(encoding="utf-8"), name)
     SOURCE.mkdir(parents=True, exist_ok=True)
     nbformat.write(chapter(int(name[:2]), title), SOURCE / f"{name}.ipynb")
     notebook, *_ = build_book.run(name)

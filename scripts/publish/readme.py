@@ -32,4 +32,4 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(README, filled(README.read_text()))
+    write_whole(README, filled(README.read_text(encoding="utf-8")))

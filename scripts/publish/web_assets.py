@@ -46,7 +46,7 @@ def publish(static: Path) -> dict[str, str]:
 
     A page that starts ONNX Runtime reads its address from npm/where.json.
     """
-    versions = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    versions = json.loads((ROOT / "package.json").read_text(encoding="utf-8"))["dependencies"]
     failure = install()
     if failure:
         print(f"{failure}: the pages will load {' and '.join(PACKAGES)} from cdn.jsdelivr.net", flush=True)
@@ -61,5 +61,6 @@ def publish(static: Path) -> dict[str, str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     (static / "npm").mkdir(parents=True, exist_ok=True)
-    (static / "npm" / "where.json").write_text(json.dumps({"onnxruntime": where["onnxruntime-web"]}) + "\n")
+    text = json.dumps({"onnxruntime": where["onnxruntime-web"]}) + "\n"
+    (static / "npm" / "where.json").write_text(text, encoding="utf-8")
     return where

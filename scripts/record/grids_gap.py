@@ -77,7 +77,7 @@ def best_rate(arm: str) -> float:
     Raises:
         SystemExit: not all rates are recorded.
     """
-    with (RESULTS / "remedies.csv").open(newline="") as file:
+    with (RESULTS / "remedies.csv").open(newline="", encoding="utf-8") as file:
         found = {row["lr"]: float(row["val_loss"]) for row in csv.DictReader(file)
                  if row["arm"] == arm and row["seed"] == "0"}
     if set(found) != set(RATES):

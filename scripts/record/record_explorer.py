@@ -40,7 +40,7 @@ def train(arm: dict) -> dict:
 
 def main() -> None:
     """Trains the arms that are not recorded yet."""
-    rows = json.loads(FILE.read_text()) if FILE.exists() else []
+    rows = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
     for arm in ARMS:
         if any(all(row[key] == value for key, value in arm.items()) for row in rows):
             continue

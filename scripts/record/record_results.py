@@ -29,7 +29,7 @@ for _file in sorted(Path(__file__).parent.glob("grids_*.py")):
 def keep_masks(grid: str, choice: dict, masks: dict) -> None:
     """Writes a run's masks, by image id, to data/results/<grid>_masks.json, in place of an earlier run's."""
     file = RESULTS / f"{grid}_masks.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     rows = [row for row in rows if any(row[k] != v for k, v in choice.items())] + [{**choice, "masks": masks}]
     write_whole(file, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
@@ -57,7 +57,7 @@ def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) 
     parts_folder = file.parent / "parts"
     choices = GRIDS[grid][1]
     recorded = [row for of in (file, *sorted(parts_folder.glob(f"{file.stem}-*.csv"))) if of.exists()
-                for row in csv.DictReader(of.open())]
+                for row in csv.DictReader(of.open(encoding="utf-8"))]
     rows = {i: row for i, choice in enumerate(choices) for row in recorded
             if all(row[k] == str(v) for k, v in choice.items())}
     if parts > 1:

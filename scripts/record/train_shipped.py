@@ -36,7 +36,7 @@ def main() -> None:
     (FIELDGUIDE / WEIGHTS).chmod(0o644)
     trainer.model = LoupeModel.from_pretrained(FIELDGUIDE)  # what ships is what counts
     result = trainer.evaluate(test)
-    (FIELDGUIDE / "README.md").write_text(CARD.format(accuracy=result.accuracy, images=len(test)))
+    (FIELDGUIDE / "README.md").write_text(CARD.format(accuracy=result.accuracy, images=len(test)), encoding="utf-8")
     row = outcome | dict(accuracy=round(result.accuracy, 4), mask_mean=round(result.mask_mean, 4))
     row |= dict(seconds=round(time.perf_counter() - began, 1)) | provenance(trainer)
     write_rows(RESULTS / "shipped_model.csv", [row])
