@@ -121,7 +121,8 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     """
     hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
-    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False))
+    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False),
+                    labels=args.labels, **run_of(args.checkpoint).get("cut", {}))
     if model.class_names and data.class_names != model.class_names:
         raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
                          f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
@@ -174,6 +175,7 @@ def add_data(p: argparse.ArgumentParser) -> None:
     """The data set's folder, which comes first, and the option `--split`."""
     p.add_argument("data", type=Path, help="folder of the data set")
     p.add_argument("--split", choices=SPLITS, default="test", help="which split")
+    p.add_argument("--labels", type=Path, metavar="CSV", help="the table of labels, where the training had one")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,12 +3,9 @@
 Each photograph comes as a `Sample`.
 """
 
-import hashlib
 import os
 import re
-import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from loupe_core.errors import LoupeError, printable
+from loupe_core.files.cuts import cut_by_name, cut_by_position
 from loupe_core.files.download import find_cub
-from loupe_core.files.folders import survey
+from loupe_core.files.folders import same_content, size_of, survey
 from loupe_core.files.images import open_image
 from loupe_core.files.labels import listed
 from loupe_core.files.lists import check_rows, on_disk, read_names, read_table
@@ -105,27 +103,12 @@ class _Photographs(Dataset):
 
     def identities(self) -> list[str]:
         """Name and size of each photograph, "robin/1.jpg, 20480 bytes"; the content decides, not where it lies."""
-        return [f"{name}, {_size(path)} bytes" for name, path in zip(self.names, self.paths)]
+        return [f"{name}, {size_of(path)} bytes" for name, path in zip(self.names, self.paths)]
 
     def duplicates(self) -> list[tuple[str, str]]:
-        """Pairs of photographs of the same content in two splits, as "train robin/1.jpg".
-
-        Only files of the same size are read.
-        """
-        by_size: dict[int, list[int]] = {}
-        for i, path in enumerate(self._paths):
-            by_size.setdefault(_size(path), []).append(i)
-        pairs = []
-        for size, members in by_size.items():
-            if size < 1 or len({self._splits[i] for i in members}) < 2:
-                continue
-            by_content: dict[bytes, int] = {}
-            for i in members:
-                with suppress(OSError):  # a file that cannot be read is told when it is opened
-                    first = by_content.setdefault(hashlib.blake2b(Path(self._paths[i]).read_bytes()).digest(), i)
-                    if self._splits[first] != self._splits[i]:
-                        pairs.append(tuple(f"{self._splits[k]} {self._names[k]}" for k in (first, i)))
-        return pairs
+        """Pairs of photographs of the same content in two splits, as "train robin/1.jpg"."""
+        named = [f"{split} {name}" for split, name in zip(self._splits, self._names)]
+        return [(named[i], named[k]) for i, k in same_content(self._paths, self._splits)]
 
     def leave_out(self, identities: set[str]) -> list[str]:
         """Takes photographs out of this split; returns the names of those that were in it."""
@@ -230,7 +213,7 @@ class CUB200(_Photographs):
             check_rows(path, known.ravel(), "0 (hidden) or 1 (visible) in column 5")
             parts = table[:, :, 2:].astype(np.float32)
 
-        cut = _cut(np.where(official, labels, -1), class_names, val_fraction, seed, "val")
+        cut = cut_by_position(np.where(official, labels, -1), class_names, val_fraction, seed, "val")
         self._splits = np.where(cut, "val", np.where(official, "train", "test"))
         self._choose(labels, class_names, class_ids, classes)
         self._image_ids, self._boxes, self._parts = image_ids, boxes, parts
@@ -278,9 +261,9 @@ class PhotoFolder(_Photographs):
         if not (splits == "val").any():
             rest = splits != "test"
             if not splits[0]:  # not divided
-                splits = np.where(_cut_by_name(numbers, found.names, test_fraction, seed, "test"), "test", "train")
+                splits = np.where(cut_by_name(numbers, found.names, test_fraction, seed, "test"), "test", "train")
                 rest = splits == "train"
-            val = _cut_by_name(np.where(rest, numbers, -1), found.names, val_fraction, seed, "val")
+            val = cut_by_name(np.where(rest, numbers, -1), found.names, val_fraction, seed, "val")
             splits = np.where(val, "val", splits)
         self._splits = splits
         self._choose(numbers, found.class_names, found.class_names, classes)
@@ -295,37 +278,3 @@ def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 |
     if lists:  # its test split is given, and so are its labels
         options = {name: value for name, value in options.items() if name not in ("test_fraction", "labels")}
     return (CUB200 if lists else PhotoFolder)(root, split, **options)
-
-
-def _size(path: str) -> int:
-    """Bytes of a file; -1 where there is none, which is told when it is opened."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
-
-
-def _cut(labels: np.ndarray, class_names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
-    """Chooses a fraction of each class's images, by their positions: bool (N,). Label -1 is never chosen."""
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label, name in enumerate(class_names):
-        members = np.flatnonzero(labels == label)
-        # the legacy generator's stream is frozen, so a seed means the same cut under every NumPy
-        random = np.random.RandomState([seed, zlib.crc32(f"{purpose} {name}".encode())])
-        chosen[random.permutation(members)[: _count(len(members), fraction)]] = True
-    return chosen
-
-
-def _cut_by_name(labels: np.ndarray, names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
-    """As `_cut`, by a hash of seed and name: a photograph more or less moves at most one other in its class."""
-    rank = [hashlib.blake2b(f"{seed} {purpose} {name}".encode(errors="surrogatepass")).digest() for name in names]
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label in range(labels.max(initial=-1) + 1):
-        members = sorted(np.flatnonzero(labels == label), key=rank.__getitem__)
-        chosen[members[: _count(len(members), fraction)]] = True
-    return chosen
-
-
-def _count(members: int, fraction: float) -> int:
-    """How many of a class's images are chosen: never all, and at least one of two unless the fraction is 0."""
-    return 0 if fraction == 0 else max(0, min(max(1, round(fraction * members)), members - 1))

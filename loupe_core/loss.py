@@ -6,7 +6,7 @@ Source: "The Loupe", section III: L = L_CE + lambda * ||M||_1, lambda = 0.05.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,3 +97,15 @@ class LoupeLoss(nn.Module):
         classification = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
         sparsity = torch.zeros_like(classification) if sparsity is None else sparsity
         return LossTerms(classification + self.lam_at(epoch) * sparsity, classification, sparsity)
+
+
+def per_image(masks: torch.Tensor | Sequence[torch.Tensor], measure: Callable[[torch.Tensor], torch.Tensor],
+              logits: torch.Tensor, without: float) -> torch.Tensor:
+    """Mean over sites of `measure` (a mask -> `(B,)`), or `without` where there is no gate: `(B,)` float."""
+    values = [measure(m).float() for m in ([masks] if isinstance(masks, torch.Tensor) else masks)]
+    return torch.stack(values).mean(0) if values else torch.full_like(logits[:, 0], without, dtype=torch.float)
+
+
+def mask_mean_of(masks: torch.Tensor | Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """Mean over images, positions and sites: a scalar; nan where there is no gate."""
+    return per_image(masks, lambda m: m.detach().float().mean((1, 2, 3)), logits.detach(), math.nan).mean()

@@ -6,9 +6,7 @@ the paper is silent the values are those of the authors' code.
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 
 from loupe_core.errors import LoupeError
 from loupe_core.loss import NORM_REDUCTIONS, NORMS
+from loupe_core.start.limits import allowed, expected
 
 
 def _choice(default: Any, about: str, **limits: Any) -> Any:
@@ -80,8 +79,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for choice in dataclasses.fields(self):
             value, limits = getattr(self, choice.name), choice.metadata
-            if not _allowed(value, choice.type, **limits):
-                raise LoupeError(f"recipe: {choice.name}={value!r}; expected {_expected(choice.type, **limits)}")
+            if not allowed(value, choice.type, limits):
+                raise LoupeError(f"recipe: {choice.name}={value!r}; expected {expected(choice.type, limits)}")
             setattr(self, choice.name, choice.type(value))  # NumPy's numbers have no JSON
         if self.lr_min > self.lr:
             raise LoupeError(f"recipe: lr_min={self.lr_min}; expected at most lr, which is {self.lr}")
@@ -156,25 +155,3 @@ def pick_precision(device: torch.device) -> str:
     if device.type == "cpu" and any(torch.cpu.get_capabilities().get(f) for f in ("avx512_bf16", "amx_bf16", "bf16")):
         return "bf16"
     return "no"
-
-
-def _allowed(value: Any, kind: type, choices=None, least=-math.inf, above=-math.inf, most=math.inf, below=math.inf,
-             **_: Any) -> bool:
-    if kind in (str, bool):
-        return isinstance(value, kind) and (choices is None or value in choices)
-    if not isinstance(value, Integral if kind is int else Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value) and least <= value <= most and above < value < below
-    except OverflowError:  # a whole number that is no float
-        return False
-
-
-def _expected(kind: type, choices=None, least=None, above=None, most=None, below=None, **_: Any) -> str:
-    if choices:
-        return f"one of {', '.join(choices)}"
-    if kind is bool:
-        return "True or False"
-    limits = [(least, "of {} or more"), (above, "above {}"), (most, "of at most {}"), (below, "below {}")]
-    said = " and ".join(text.format(value) for value, text in limits if value is not None)
-    return f"a {'whole' if kind is int else 'finite'} number {said}"

@@ -72,6 +72,17 @@ def labels_of(dataset: Dataset) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def check_labels(num_classes: int, *datasets: Dataset) -> None:
+    """Raises LoupeError where a set is empty, without labels, or has a label that `num_classes` classes do not have."""
+    for dataset in datasets:
+        labels = labels_of(dataset)
+        if len(labels) == 0:
+            raise LoupeError("the data set holds no image; expected at least one: check its folder and split")
+        if (top := int(labels.max())) >= num_classes:
+            raise LoupeError(f"the data set has label {top}, the model has classes 0..{num_classes - 1}: build it with "
+                             f"num_classes={top + 1}")
+
+
 def identities_of(dataset: Dataset) -> list[str]:
     """What tells each image of a data set from others in another process: its name and size where it is known, else its
     label and position. For the sets of `labels_of`."""

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
 from loupe_core.errors import LoupeError
-from loupe_core.files.run_folder import RunFolder
+from loupe_core.files.run_folder import Progress, RunFolder
 from loupe_core.files.signals import Stopped, on_signals
-from loupe_core.loss import LossTerms, LoupeLoss
+from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe, pick_precision
-from loupe_core.samples import AsSamples, collate, identities_of, labels_of
+from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
 from loupe_core.start.batches import training_batches
+from loupe_core.start.labels import class_weights_of, mixture_of
 from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_of
 from loupe_core.start.probe import fit_probe
 
@@ -57,18 +57,6 @@ class Evaluation:
     image_ids: np.ndarray
 
 
-@dataclass
-class _Progress:
-    """Where a training stands after its last complete epoch."""
-
-    history: list[dict] = field(default_factory=list)  # one row per epoch
-    start: dict | None = None  # the linear probe's row, of epoch 0: its validation
-    best: dict | None = None  # the best row, which may be that
-    best_loss: float = math.inf  # on validation
-    best_weights: dict[str, torch.Tensor] | None = None
-    stale: int = 0  # epochs since one was better, where the loss chooses, by `min_delta`
-
-
 class Trainer:
     """Trains a `LoupeModel`, keeps its best and its last state, and evaluates it.
 
@@ -88,7 +76,7 @@ class Trainer:
                  progress: bool = True, tracker: str | None = None) -> None:
         self.model, self.recipe, self.progress = model, recipe or Recipe(), progress
         self.out_dir = Path(out_dir) if out_dir else None
-        self._now = _Progress()
+        self._now = Progress()
         # Accelerate keeps one precision per process; two trainings in a notebook may well differ in it.
         AcceleratorState._reset_state()
         precision = self.recipe.precision
@@ -149,11 +137,10 @@ class Trainer:
         """
         r = self.recipe
         set_seed(r.seed)
-        self._check(train, *[] if val is None else [val])
+        check_labels(self.model.num_classes, train, *[] if val is None else [val])
         self.model.to(self.accelerator.device)
         frozen = [p for p in parts_of(self.model)[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
-        self.loss.class_weights = _balanced(labels_of(train), self.model.num_classes) \
-            if r.class_weights == "balanced" else None
+        self.loss.class_weights = class_weights_of(r, labels_of(train), self.model.num_classes)
         average = ModelEmaV3(self.model, r.ema) if r.ema else None
         model = self.model
         try:
@@ -228,17 +215,14 @@ class Trainer:
         loader.set_epoch(epoch)
         model.train()
         r, alone = self.recipe, epoch < self.recipe.freeze_epochs
-        mixed = Mixup(r.mixup, r.cutmix, label_smoothing=0, num_classes=self.model.num_classes) \
-            if r.mixup or r.cutmix else None  # the loss smooths the labels
+        mix = mixture_of(r, self.model.num_classes)
         if r.freeze_batchnorm or r.backbone_lr_factor == 0 or alone:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
         began, sums, right, count = time.perf_counter(), 0.0, 0, 0
         for step, batch in enumerate(loader):
-            images, labels = batch["image"], batch["label"]
-            if mixed and len(images) % 2 == 0:  # timm's mixes images in pairs
-                images, labels = mixed(images, labels)
+            images, labels = mix(batch["image"], batch["label"])
             with self.accelerator.accumulate(model):
                 logits, masks = model(images, return_mask=True)
                 terms = self.loss(logits, labels, masks, epoch=epoch + step / len(loader))
@@ -259,7 +243,7 @@ class Trainer:
                 schedule.step()
                 if average:
                     average.update(self.model)
-            values = torch.stack([*(t.detach().float() for t in terms), _mask_mean(masks, logits)])
+            values = torch.stack([*(t.detach().float() for t in terms), mask_mean_of(masks, logits)])
             n = len(logits)
             sums, count = sums + n * values.cpu().double(), count + n
             right += (logits.detach().argmax(1) == batch["label"]).sum().item()
@@ -293,8 +277,8 @@ class Trainer:
         for batch in loader:
             out, masks = model(batch["image"], return_mask=True)
             # per image, so that a smaller last batch weighs what it should
-            extra = torch.stack([_per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
-                                 _per_image(masks, self.loss.penalty, out, 0.0)], 1)
+            extra = torch.stack([per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
+                                 per_image(masks, self.loss.penalty, out, 0.0)], 1)
             gathered = self.accelerator.gather_for_metrics(
                 (out.float(), batch["label"], batch["image_id"], extra))
             for store, value in zip((logits, labels, ids, means), gathered):
@@ -309,7 +293,7 @@ class Trainer:
         Raises:
             LoupeError: The set is empty, without labels, or has labels that the model has no class for.
         """
-        self._check(data)
+        check_labels(self.model.num_classes, data)
         self.model.to(self.accelerator.device)
         loader = self.accelerator.prepare(self.loader(data))
         with self.accelerator.autocast():
@@ -336,36 +320,21 @@ class Trainer:
 
     # --- what is set up and what is kept -----------------------------------------------------------------------
 
-    def _check(self, *datasets: Dataset) -> None:
-        for dataset in datasets:
-            labels = labels_of(dataset)
-            if len(labels) == 0:
-                raise LoupeError("the data set holds no image; expected at least one: check its folder and split")
-            if (top := int(labels.max())) >= self.model.num_classes:
-                raise LoupeError(f"the data set has label {top}, the model has classes "
-                                 f"0..{self.model.num_classes - 1}: build it with num_classes={top + 1}")
-
     def _begin(self, schedule: LRScheduler, run: dict, average: ModelEmaV3 | None, resume: bool,
-               overwrite: bool) -> _Progress:
+               overwrite: bool) -> Progress:
         """Where to start: at the beginning, or after the newest state in `out_dir`."""
         if self.folder is None:
-            return _Progress()
-        now = dataclasses.asdict(self.recipe)
+            return Progress()
         if not (resume and self.folder.states()):
-            self.folder.begin(now, run, overwrite or resume)
-            return _Progress()
-        self.folder.check(run)
-        there = dataclasses.asdict(Recipe.read(self.out_dir / "recipe.json"))
-        for name, value in now.items():
-            if name != "workers" and there[name] != value:
-                raise LoupeError(f"resume: {self.out_dir / 'recipe.json'} has {name}={there[name]!r}, the recipe now "
-                                 f"has {value!r}; expected the same: resume with the old value or use a new folder")
+            self.folder.begin(dataclasses.asdict(self.recipe), run, overwrite or resume)
+            return Progress()
+        self.folder.check(run, Recipe.read(self.out_dir / "recipe.json"), self.recipe)
         own = self.folder.load()
         try:
             schedule.load_state_dict(own.pop("schedule"))
             if average:
                 average.load_state_dict(own.pop("average"))
-            return _Progress(**own)
+            return Progress(**own)
         except (KeyError, TypeError, AttributeError, RuntimeError) as e:
             raise self.folder.unreadable(e) from e
 
@@ -390,7 +359,7 @@ class Trainer:
         elif r.choose == "loss":
             better, moved = (row["val_loss"] < now.best_loss - least for least in (0, r.min_delta))
         else:
-            better = moved = now.best is None or _order(row) > _order(now.best)
+            better = moved = now.best is None or max((now.best, row), key=_accuracy) is row
         now.stale = 0 if moved else now.stale + 1
         if better:
             now.best, now.best_loss = row, row.get("val_loss", math.inf)
@@ -400,23 +369,6 @@ class Trainer:
         return better
 
 
-def _order(row: dict) -> tuple[float, float]:
-    """Higher is better, where accuracy chooses: of the same accuracy, the lower loss."""
+def _accuracy(row: dict) -> tuple[float, float]:
+    """What is higher in a better row, where accuracy chooses: of the same accuracy, the lower loss."""
     return row["val_accuracy"], -row["val_loss"]
-
-
-def _balanced(labels: np.ndarray, num_classes: int) -> torch.Tensor:
-    """A weight `(K,)` for each class, N / (K n) of its n images, as scikit-learn's "balanced"."""
-    counts = np.bincount(labels, minlength=num_classes)
-    return torch.from_numpy(len(labels) / (num_classes * counts.clip(1)))
-
-
-def _per_image(masks, measure, logits, without: float) -> torch.Tensor:
-    """Mean over sites of `measure` (a mask -> (B,)), or `without` where there is no gate: (B,) float."""
-    values = [measure(m).float() for m in ([masks] if isinstance(masks, torch.Tensor) else masks)]
-    return torch.stack(values).mean(0) if values else torch.full_like(logits[:, 0], without, dtype=torch.float)
-
-
-def _mask_mean(masks, logits) -> torch.Tensor:
-    """Mean over images, positions and sites: a scalar; nan where there is no gate."""
-    return _per_image(masks, lambda m: m.detach().float().mean((1, 2, 3)), logits.detach(), math.nan).mean()

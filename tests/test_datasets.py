@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from loupe_core import CUB200, PhotoFolder, collate, datasets, open_image
+from loupe_core import CUB200, PhotoFolder, collate, open_image
 from loupe_core.errors import LoupeError
+from loupe_core.files import cuts
 from loupe_core.geometry import EvalTransform, TrainTransform
 
 HALF = (0.5, 0.5, 0.5)
@@ -68,7 +69,7 @@ RECORDED_CUT = [3, 7, 21, 33]
 @given(st.floats(0, 0.99), st.integers(1, 60))
 def test_a_cut_takes_the_nearest_share_but_never_a_whole_class(fraction, members):
     labels = np.repeat([0, -1], [members, 7])
-    chosen = datasets._cut(labels, ["a"], fraction, 0, "val")
+    chosen = cuts.cut_by_position(labels, ["a"], fraction, 0, "val")
     assert not chosen[members:].any()
     if fraction == 0 or members == 1:
         assert chosen.sum() == 0

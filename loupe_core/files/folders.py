@@ -1,9 +1,11 @@
 """What lies in a folder of photographs: which folders are splits, which are classes, and what was passed over."""
 
+import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +91,32 @@ def list_images(folder: Path) -> list[Path]:
 def photographs_below(folder: Path, passed_over: Counter) -> Iterator[tuple[str, Path]]:
     """(name below `folder`, path) of each photograph at any depth; other files are counted in `passed_over`."""
     return ((below, path) for below, path in _walk(folder) if _is_image(path, passed_over))
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file; -1 where there is none, which is told when it is opened."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def same_content(paths: Sequence[str], splits: Sequence[str]) -> list[tuple[int, int]]:
+    """Positions of two files of the same content in different splits. Only files of the same size are read."""
+    by_size: dict[int, list[int]] = {}
+    for i, path in enumerate(paths):
+        by_size.setdefault(size_of(path), []).append(i)
+    pairs = []
+    for size, members in by_size.items():
+        if size < 1 or len({splits[i] for i in members}) < 2:
+            continue
+        by_content: dict[bytes, int] = {}
+        for i in members:
+            with suppress(OSError):  # a file that cannot be read is told when it is opened
+                first = by_content.setdefault(hashlib.blake2b(Path(paths[i]).read_bytes()).digest(), i)
+                if splits[first] != splits[i]:
+                    pairs.append((first, i))
+    return pairs
 
 
 def _splits_among(root: Path, children: dict[str, Path]) -> dict[str, Path]:

