@@ -1,6 +1,7 @@
 """The lab's commands of `loupe`: explain, audit and fieldguide. What they need is imported when they run."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -79,8 +80,11 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
     try:
         if path != args.photo:
             out.parent.mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()  # to a file, Pillow writes half of a JPEG on a full disk, without a word
+        Image.fromarray(overlay(photograph, heatmap, args.alpha)).save(
+            picture, Image.registered_extensions()[out.suffix.lower()])
         with replaced(out) as beside:
-            Image.fromarray(overlay(photograph, heatmap, args.alpha)).save(beside)
+            beside.write_bytes(picture.getvalue())
     except OSError as error:
         raise LoupeError(f"{out}: could not be written ({error.strerror or error}); "
                          "give --out a folder that exists and has room") from error

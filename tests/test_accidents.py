@@ -455,7 +455,7 @@ def test_what_has_no_room_is_as_it_was_before(birds, checkpoint, tmp_path):
     ended = in_child(write_all, str(folder), str(next(birds.rglob("*.png"))), str(checkpoint))
     for name, (code, err) in ended.items():
         last = err.splitlines()[-1]
-        assert code == 2 and re.search("File too large|encoder error", last) and str(folder) in last, (name, err)
+        assert code == 2 and "File too large" in last and str(folder) in last, (name, err)
         assert "Traceback" not in err
     assert contents(folder) == before
 
@@ -483,8 +483,8 @@ def test_a_damaged_state_is_named_and_the_one_before_goes_on(tmp_path):
         (newest / file).write_bytes(data)
     assert damaged_file(newest) is None
     (newest / "optimizer.bin").unlink()
-    with pytest.raises(LoupeError, match=r"epoch-0002: this state cannot be read \(optimizer.bin is missing\); move its "
-                                         "folder elsewhere and resume from the one before$"):
+    with pytest.raises(LoupeError, match=r"epoch-0002: this state cannot be read \(optimizer.bin is missing\); move "
+                                         "its folder elsewhere and resume from the one before$"):
         resumed()
     newest.rename(tmp_path / "damaged")
     assert digest(resumed().model) == whole
