@@ -56,7 +56,7 @@ def explain(args: Arguments) -> None:
                 print(f"{printable(str(path))}:")
             _explain_one(model, args, path, target, out / f"{path.relative_to(args.photo)}.png" if folder else out)
         except LoupeError as error:
-            if not folder:
+            if not folder or isinstance(error.__cause__, OSError):  # the next picture would have no place either
                 raise
             failed.append(path)
             print(f"loupe: {error}", file=sys.stderr)
@@ -88,7 +88,7 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
     with torch.inference_mode():
         top = model(x[None])[0].softmax(0).topk(min(5, model.num_classes))
     for p, k in zip(top.values.tolist(), top.indices.tolist()):
-        print(f"{p:7.2%}  {model.class_names[k] if model.class_names else f'class {k}'}")
+        print(f"{p:7.2%}  {printable(model.class_names[k]) if model.class_names else f'class {k}'}")
     print(f"overlay: {printable(str(out))}")
 
 

@@ -1,6 +1,7 @@
 """ONNX Runtime computes what torch computes."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from build_lab import store_halves
+from torch.onnx._internal.exporter import _onnx_program
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.export import export_onnx
@@ -104,3 +106,28 @@ def test_a_weight_that_a_half_would_round_or_lose_stays_as_it_is(tmp_path):
     for parameter in (weight, model.gates["stage2"].loupe.conv3x3.weight):
         assert any(np.array_equal(np.sort(v, None), np.sort(parameter.detach().numpy(), None)) for v in kept)
     assert sum(values.dtype == np.float16 for values in tensors.values()) > 5
+
+
+def test_an_onnx_file_is_whole_or_as_it_was_and_above_2_gb_its_weights_go_by_its_name(tmp_path, monkeypatch):
+    def contents() -> dict:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    made, real = [], torch.onnx.export  # once for both writes
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: (made or made.append(real(*a, **k)) or made)[0])
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
+    model = build("test_convnext")
+    export_onnx(model, tmp_path / "m.onnx")
+    before = contents()
+    assert sorted(before) == ["m.onnx", "m.onnx.data"]
+    x = torch.randn(1, 3, *model.img_size)
+    found = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(["logits"], {"image": x.numpy()})[0]
+    np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=0, atol=1e-4)
+
+    def full(self, file):
+        Path(file + ".data").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(made[0]), "save", full)
+    with pytest.raises(LoupeError, match=r"cannot be exported to \S+m.onnx: .*No space left on device$"):
+        export_onnx(model, tmp_path / "m.onnx")
+    assert contents() == before

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -53,6 +54,8 @@ def exit_code(run: Callable[[], None]) -> int:
         finally:
             sys.stdout.flush()  # what fails when Python ends is told by nobody
     except OSError as error:  # of the output itself
+        if error.errno is None:
+            raise
         with suppress(OSError):
             if not isinstance(error, BrokenPipeError):
                 print(f"loupe: the output could not be written ({error.strerror})", file=sys.stderr)
@@ -71,10 +74,21 @@ def _ended(run: Callable[[], None]) -> int:
     except KeyboardInterrupt as stop:
         line, code = str(stop) or "stopped", 128 + getattr(stop, "signal", signal.SIGINT)
     except OSError as error:
-        if error.errno is None:  # not the system's, but raised by a program
-            raise
+        if error.errno is None or isinstance(error, BrokenPipeError) and _reader_has_gone():
+            raise  # without a number it is not the system's
         sys.stdout.flush()  # raises once more where it is the output that cannot be written
         where = f"{error.filename}: " if error.filename is not None else ""
         line, code = f"{where}the system refused to read or write this ({error.strerror})", 2
     print(f"loupe: {printable(line)}", file=sys.stderr)
     return code
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout or stderr leads to nobody any more; a broken pipe may also be one of the program's own."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    streams = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            streams.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in streams.poll(0))
