@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
 
@@ -24,7 +25,7 @@ from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
 from loupe_core.files.export import export_onnx
 from loupe_core.files.hub import hub_or_cache
-from loupe_core.files.run_folder import run_of, trained_on
+from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
@@ -95,12 +96,14 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
 
 
 def evaluate(args: Arguments) -> None:
-    """Prints accuracy with its interval, loss and mean of the mask on one split."""
+    """Prints accuracy with its interval, what it is worth, loss and mean of the mask on one split."""
     recipe = Recipe(batch_size=args.batch_size, precision=args.precision)
     model, data = open_trained(args)
-    result = Trainer(model, recipe).evaluate(data)
+    trainer = Trainer(model, recipe)
+    result = trainer.evaluate(data)
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
     print(found)
+    print(f"beside it: {worth(result.labels, model.num_classes)}; precision {trainer.accelerator.mixed_precision}")
     if args.card:
         _add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
     print(f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}")
@@ -114,28 +117,33 @@ def export(args: Arguments) -> None:
 
 
 def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
-    """The model in `--checkpoint`, and `--split` of the data set, which must have the classes of its training.
+    """The model in `--checkpoint`, and `--split` of the data set: all classes of the training, or some of them.
 
     Raises:
-        LoupeError: The classes differ; or as in `LoupeModel.from_pretrained` and `open_set`.
+        LoupeError: A class is unknown to the model; or as in `LoupeModel.from_pretrained` and `open_set`.
     """
     hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
     data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False),
                     labels=args.labels, **run_of(args.checkpoint).get("cut", {}))
-    if model.class_names and data.class_names != model.class_names:
-        raise LoupeError(f"{args.data} has {len(data.class_names)} classes, {args.checkpoint} was trained on "
-                         f"{len(model.class_names)} and they are not the same; expected the set that it was trained on")
-    parts = {"train": (), "val": ("train",), "test": ("train", "val")}[args.split]
+    if model.class_names:
+        data.relabel(model.class_names)
+    parts = {"train": (), "val": ("train",)}.get(args.split, ("train", "val"))
     if seen := data.leave_out(trained_on(args.checkpoint, *parts)):
         listed = ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
-        print(f"left out: {len(seen)} {args.split} photographs that this model was trained on or chosen by ({listed}); "
-              "were photographs added since?")
+        split = "" if args.split == "all" else f"{args.split} "
+        print(f"left out: {len(seen)} {split}photographs that this model was trained on or chosen by ({listed})"
+              + ("" if args.split == "all" else "; were photographs added since?"))
     if len(data) == 0:
         raise LoupeError(f"{args.data}: found no {args.split} photograph that {args.checkpoint} was not trained on or "
                          "chosen by; expected some")
     check_photographs(args.data, data.paths)
     return model, data
+
+
+def worth(labels: np.ndarray, num_classes: int) -> str:
+    """What an accuracy is to be compared with: chance, and always naming the largest class."""
+    return f"chance {1 / num_classes:.4f}, the largest class alone {np.bincount(labels).max() / len(labels):.4f}"
 
 
 def accuracy(split: str, right: int, n: int) -> str:
@@ -167,14 +175,14 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 def add_checkpoint(p: argparse.ArgumentParser, required: bool = True) -> None:
     """The option `--checkpoint`."""
-    p.add_argument("--checkpoint", required=required,
-                   help="folder that save_pretrained wrote, or owner/name on the hub")
+    p.add_argument("--checkpoint", required=required, type=best_of,
+                   help="folder of a training, or one that save_pretrained wrote, or owner/name on the hub")
 
 
 def add_data(p: argparse.ArgumentParser) -> None:
     """The data set's folder, which comes first, and the option `--split`."""
     p.add_argument("data", type=Path, help="folder of the data set")
-    p.add_argument("--split", choices=SPLITS, default="test", help="which split")
+    p.add_argument("--split", choices=(*SPLITS, "all"), default="test", help="which split; all: all of a folder")
     p.add_argument("--labels", type=Path, metavar="CSV", help="the table of labels, where the training had one")
 
 
@@ -198,7 +206,8 @@ def parser() -> argparse.ArgumentParser:
     add_data(p)
     add_checkpoint(p)
     p.add_argument("--batch-size", type=int, default=16, help="as in training; a step here takes four times as many")
-    p.add_argument("--precision", default="auto", help="auto, bf16, fp16 or no")
+    p.add_argument("--precision", default="no", help="no: fp32, as in `loupe audit`; bf16, fp16 or auto: faster on "
+                   "some devices, and a few answers may differ")
     p.add_argument("--card", action="store_true", help="write the accuracy into the checkpoint's model card as well")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")

@@ -49,8 +49,8 @@ class _Photographs(Dataset):
     boxes: np.ndarray | None = None  # (N, 4) float32
 
     def __init__(self, split: str, seed: int, transform: Transform | None, cache: bool, **fractions: float) -> None:
-        if split not in SPLITS:
-            raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+        if split not in (*SPLITS, "all"):
+            raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}, all")
         if not 0 <= seed < 2**32:
             raise LoupeError(f"seed: found {seed}, expected a whole number from 0 to 2**32 - 1")
         for name, value in fractions.items():
@@ -79,7 +79,7 @@ class _Photographs(Dataset):
 
     def _select(self, split: str) -> None:
         """Fills the attributes with what belongs to a split, of all that was found."""
-        index = np.flatnonzero((self._splits == split) & (self._labels >= 0))
+        index = np.flatnonzero(((self._splits == split) | (split == "all")) & (self._labels >= 0))
         if len(index) == 0:
             raise LoupeError(f"{self.root}: found no {split} images; check split, val_fraction and classes")
         self.labels, self.image_ids = self._labels[index], self._image_ids[index]
@@ -121,6 +121,19 @@ class _Photographs(Dataset):
         self.parts = None if self.parts is None else self.parts[keep]
         self._cache = None if self._cache is None else PixelCache()  # it knows photographs by their positions
         return names
+
+    def relabel(self, class_names: list[str]) -> None:
+        """Numbers the labels as a model does that was trained on these classes; each of the set's own is among them.
+
+        Raises:
+            LoupeError: A class of the set is not.
+        """
+        if unknown := [name for name in self.class_names if name not in class_names]:
+            raise LoupeError(f"{self.root}: found the class {unknown[0]!r}, which is none of the {len(class_names)} "
+                             f"classes of the model ({', '.join(class_names[:3])}, ...); expected some of them")
+        numbers = np.array([class_names.index(name) for name in self.class_names])
+        self._labels = np.where(self._labels < 0, -1, numbers[self._labels])
+        self.labels, self.class_names = numbers[self.labels], list(class_names)
 
     def with_split(self, split: str, transform: Transform | None = None) -> "CUB200 | PhotoFolder":
         """Another split of this set, as its constructor would give it; nothing is read or cut again."""
@@ -165,7 +178,7 @@ class CUB200(_Photographs):
 
     Args:
         root: the folder that holds images.txt, or one up to two folders above it.
-        split: "train", "val" or "test".
+        split: "train", "val" or "test"; or "all", where nothing is left out.
         val_fraction: fraction of each class's training images that goes to "val", in [0, 1); unless it is 0, at
             least one image of a class with two or more.
         seed: of the cut between "train" and "val", 0 or more.

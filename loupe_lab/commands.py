@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
-from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
+from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained, worth
 from loupe_core.errors import LoupeError, printable
 from loupe_core.files.atomic import replaced
 from loupe_core.files.folders import list_images
@@ -118,7 +118,7 @@ def audit(args: Arguments) -> None:
     """Prints what other masks in the place of the gate's own do."""
     import torch
 
-    from loupe_lab.evidence.audit import conclusion, gate_effect, table
+    from loupe_lab.evidence.audit import ROWS, conclusion, gate_effect, table
 
     if args.old_data is not None:  # until November 2026: loupe audit CHECKPOINT --data FOLDER
         if args.checkpoint is not None:
@@ -133,10 +133,13 @@ def audit(args: Arguments) -> None:
     model, data = open_trained(args)
     chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
     samples = [data[i] for i in chosen]
-    effects = gate_effect(model, torch.stack([sample.image for sample in samples]),
-                          torch.tensor([sample.label for sample in samples]), site=args.site, seed=args.seed)
-    print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask")
+    labels = torch.tensor([sample.label for sample in samples])
+    effects = gate_effect(model, torch.stack([sample.image for sample in samples]), labels, site=args.site,
+                          seed=args.seed, only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)])
+    print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask; precision "
+          "no")
     print(table(effects))
+    print(f"beside these: {worth(labels.numpy(), model.num_classes)}")
     print(conclusion(effects))
 
 

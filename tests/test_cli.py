@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from loupe_core import LoupeModel, Recipe, mask_to_original, open_image, overlay, transforms_for
 from loupe_core.cli import main, parser
 from loupe_core.datasets import open_set
-from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.birds.fieldguide import SPECIES, draw, species_of, write_fieldguide
 from loupe_lab.commands import METHODS
 from loupe_lab.evidence import explain
 
@@ -225,7 +225,8 @@ def test_damaged_checkpoint(capsys, birds, checkpoint, tmp_path, damage):
 
 def test_another_data_set_than_trained_on(capsys, checkpoint, tmp_path):
     other = write_fieldguide(tmp_path / "others", species_of(["Corvane"]), train=2, test=1)
-    refused(capsys, "evaluate", other, "--checkpoint", checkpoint, says="not the same")
+    refused(capsys, "evaluate", other, "--checkpoint", checkpoint,
+            says="found the class '001.Cone_billed_Corvane', which is none of the 4 classes of the model")
 
 
 def test_wrong_recipe_value(capsys, birds, tmp_path):
@@ -393,3 +394,47 @@ def test_explain_needs_a_photograph_a_mask_and_an_image_name(capsys, birds, chec
 
 def test_unknown_option_exits_with_two(capsys):
     refused(capsys, "train", "--nonsense", says="the following arguments are required: data|unrecognized")
+
+
+def test_evaluate_says_what_its_figure_is_worth_and_agrees_with_the_audit(birds, checkpoint, capsys):
+    assert main(["evaluate", str(birds), "--checkpoint", str(checkpoint)]) == 0
+    told = capsys.readouterr().out
+    assert "beside it: chance 0.2500, the largest class alone 0.2500; precision no" in told
+    right = int(re.search(r"\((\d) of 8 images", told)[1])
+    assert main(["audit", str(birds), "--checkpoint", str(checkpoint)]) == 0
+    table = capsys.readouterr().out
+    assert "precision no" in table and "beside these: chance 0.2500" in table
+    assert f"{right / 8:.1%}" == re.search(r"^own .* ([\d.]+%)$", table, re.M)[1]
+    assert re.search(r"^centre .* [\d.]+%$", table, re.M)
+
+
+def test_the_folder_of_a_run_means_its_best_model(birds, checkpoint, tmp_path, capsys):
+    answers = []
+    for place in (checkpoint, checkpoint.parent):
+        assert main(["evaluate", str(birds), "--checkpoint", str(place)]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert main(["export", "--checkpoint", str(checkpoint.parent), "--out", str(tmp_path / "m.onnx")]) == 0
+
+
+def test_a_folder_of_some_classes_is_evaluated_as_a_whole(checkpoint, tmp_path, capsys):
+    """Photographs from elsewhere, all for the test: two of the four classes, in folders of their own."""
+    names = LoupeModel.from_pretrained(checkpoint).class_names
+    for k in (3, 1):
+        (tmp_path / "new" / names[k]).mkdir(parents=True)
+        for i in range(5):
+            drawn = draw(SPECIES[k].attributes, (9, k, i))
+            Image.fromarray(drawn.image).save(tmp_path / "new" / names[k] / f"{i}.png")
+    assert main(["evaluate", str(tmp_path / "new"), "--split", "all", "--checkpoint", str(checkpoint)]) == 0
+    told = capsys.readouterr().out
+    assert "of 10 images" in told and "chance 0.2500, the largest class alone 0.5000" in told
+    data = open_set(tmp_path / "new", "all")
+    data.relabel(names)
+    assert data.labels.tolist() == [1] * 5 + [3] * 5 and data.class_names == names
+    assert data.with_split("test").labels.tolist() == [1, 3]
+
+
+def test_all_of_the_set_that_was_trained_on_is_what_was_left_for_the_test(birds, checkpoint, capsys):
+    assert main(["evaluate", str(birds), "--split", "all", "--checkpoint", str(checkpoint)]) == 0
+    told = capsys.readouterr().out
+    assert "left out: 24 photographs that this model was trained on or chosen by" in told and "of 8 images" in told

@@ -207,6 +207,13 @@ def _difference(name: str, before: object, after: object) -> str:
     return f"{name} {before!r}, this one has {after!r}"
 
 
+def best_of(checkpoint: str) -> str:
+    """A checkpoint's name as it is given; for the folder of a run, its `best/`."""
+    folder = Path(checkpoint)
+    inner = not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file()
+    return str(folder / "best") if inner else checkpoint
+
+
 def run_of(checkpoint: str | Path) -> dict:
     """What a training kept beside its checkpoint: `model`, its configuration; `cut`, the seed and the fractions of its
     splits; `train` and `val`, the identities of its images. Empty where it kept none.

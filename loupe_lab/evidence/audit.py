@@ -15,7 +15,7 @@ from torch import nn
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
 from loupe_core.sites import check_images, eval_mode, gate_of
-from loupe_lab.evidence.masks import blocks, mean, replace_mask, shuffle_cells, within
+from loupe_lab.evidence.masks import blocks, centre_gaussian, mean, replace_mask, shuffle_cells, within
 from loupe_lab.evidence.statistics import mcnemar
 
 NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -43,6 +43,11 @@ def relative_change(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     return (logits - reference).norm(dim=1) / reference.norm(dim=1)
 
 
+def centre(mask: torch.Tensor) -> torch.Tensor:
+    """`centre_gaussian` in the place of each mask `(B, 1, h, w)`."""
+    return centre_gaussian(*mask.shape[-2:], torch).to(mask).expand_as(mask)
+
+
 def shuffled(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that shuffles each image's mask cells, in an order of its own for every image that it is given."""
     draws = torch.Generator().manual_seed(seed)
@@ -57,6 +62,7 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     - "own": the mask itself, for its predictions.
     - "mean", "blocks", "within": see the functions of these names in `loupe_lab.evidence.masks`.
     - "shuffled": the mask's cells shuffled, by `seed`; "ones": no mask.
+    - "centre", only where it is asked for: `centre_gaussian`, which has not seen the image.
     - "own, eps 0": the own mask, with eps taken out of the first LayerNorm that runs after the gate. "mean, eps 0" and
       the others compare with that. All are absent where no LayerNorm, or another normalisation, follows first.
 
@@ -68,7 +74,8 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
         labels: `(N,)` whole numbers, for `right`.
         site: of the gate, where the model has several.
         seed: of "shuffled".
-        only: the names to compute; None means all. "own" is always there, "own, eps 0" with any other of eps 0.
+        only: the names to compute; None means all but "centre". "own" is always there, "own, eps 0" with any other of
+            eps 0.
 
     Raises:
         LoupeError: the model has no gate, several and no `site`, or not this one; images or labels have a wrong shape;
@@ -80,10 +87,10 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
         raise LoupeError(f"gate_effect: found labels {tuple(labels.shape)} for {len(images)} images; expected "
                          f"({len(images)},), one per image")
     names = [*ROWS, *(f"{name}, eps 0" for name in ROWS)]
-    if unknown := set(only or ()) - set(names):
-        raise LoupeError(f"gate_effect: found only={sorted(unknown)[0]!r}; expected some of {'; '.join(names)}")
-    wanted = names if only is None else [name for name in names if name in only]
-    changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, ones=torch.ones_like)
+    if unknown := set(only or ()) - {*names, "centre"}:
+        raise LoupeError(f"gate_effect: found only={sorted(unknown)[0]!r}; expected some of {'; '.join(names)}; centre")
+    wanted = names if only is None else only
+    changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, ones=torch.ones_like, centre=centre)
     effects: dict[str, Effect] = {}
 
     def logits_with(name):
@@ -94,7 +101,7 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     def measure(suffix, reference=None):
         own = logits_with("own")
         effects["own" + suffix] = _effect(own, own if reference is None else reference, labels)
-        for name in ROWS[1:]:
+        for name in (*ROWS[1:], *([] if suffix else ["centre"])):
             if name + suffix in wanted:
                 effects[name + suffix] = _effect(logits_with(name), own, labels)
         return own
