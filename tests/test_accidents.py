@@ -483,8 +483,8 @@ def test_a_damaged_state_is_named_and_the_one_before_goes_on(tmp_path):
         (newest / file).write_bytes(data)
     assert damaged_file(newest) is None
     (newest / "optimizer.bin").unlink()
-    with pytest.raises(LoupeError, match=r"epoch-0002: this state cannot be read \(optimizer.bin is missing\); move its "
-                                         "folder elsewhere and resume from the one before$"):
+    with pytest.raises(LoupeError, match=r"epoch-0002: this state cannot be read \(optimizer.bin is missing\); move "
+                                         "its folder elsewhere and resume from the one before$"):
         resumed()
     newest.rename(tmp_path / "damaged")
     assert digest(resumed().model) == whole
