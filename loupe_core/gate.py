@@ -56,6 +56,8 @@ class Gate(nn.Module):
 
     To try another mask in a trained model (a constant one, a shuffled one), put a forward hook on `gate.loupe`.
 
+    Attributes: `form`; `neutral`, the mask's value with which the features go on as they came.
+
     Args:
         channels: Channels C of the features.
         reduction: See `Loupe`.
@@ -73,6 +75,7 @@ class Gate(nn.Module):
         if form not in FORMS:
             raise LoupeError(f"form={form!r} given to the gate: expected one of {', '.join(FORMS)}")
         self.form = form
+        self.neutral = 0.5 if form == "residual" else 1.0
         self.loupe = Loupe(channels, reduction)
         if form == "mix":
             self.background = nn.Parameter(torch.zeros(channels))

@@ -13,8 +13,12 @@ from PIL import Image
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 
+STRIP = 256  # rows that are coloured at a time
+FLAT = 0.1  # a map whose highest value is less than a tenth above its lowest says little about where
 
-def mask_to_original(mask: Any, geometry: Geometry | None) -> np.ndarray:
+
+def mask_to_original(mask: Any, geometry: Geometry | None, rows: range | None = None,
+                     columns: range | None = None) -> np.ndarray:
     """Undo flip, crop and resize: a mask over the model input -> a heatmap (H, W) of the photograph, float64.
 
     Bilinear between the centres of the mask's cells (align_corners=False), constant beyond the outer centres.
@@ -24,9 +28,10 @@ def mask_to_original(mask: Any, geometry: Geometry | None) -> np.ndarray:
             odd grid, as for a gate after stage 4 at 112 px, the last cells reach beyond the input: take the mask from
             `explain(model, images, "mask")`, which is cut where the input ends.)
         geometry: of the sample.
+        rows, columns: only these of the photograph, such as a strip of a large one, or every tenth.
 
     Raises:
-        LoupeError: another shape, or no geometry.
+        LoupeError: another shape, no geometry, or one by which the model saw no whole pixel.
     """
     if geometry is None:
         raise LoupeError("geometry: found None (RandAugment keeps none), expected one; use EvalTransform")
@@ -36,10 +41,15 @@ def mask_to_original(mask: Any, geometry: Geometry | None) -> np.ndarray:
     centres = np.zeros((max(height, width), 2)) + np.arange(max(height, width))[:, None] + 0.5
     x, y = geometry.to_input(centres).T
     x, y = x[:width], y[:height]
+    if not (_inside(x, geometry.input_size[1]).any() and _inside(y, geometry.input_size[0]).any()):
+        x0, y0, x1, y1 = geometry.visible_box()
+        raise LoupeError(f"geometry: the model saw {x1 - x0:.2f} x {y1 - y0:.2f} px of a photograph of {width} x "
+                         f"{height} px, and so the centre of none; expected a larger photograph")
+    x, y = (values if only is None else values[only] for values, only in ((x, columns), (y, rows)))
     heatmap = _weights(y, mask.shape[0], geometry.input_size[0]) @ mask
     heatmap = heatmap @ _weights(x, mask.shape[1], geometry.input_size[1]).T
-    heatmap[(y < 0) | (y > geometry.input_size[0])] = np.nan
-    heatmap[:, (x < 0) | (x > geometry.input_size[1])] = np.nan
+    heatmap[~_inside(y, geometry.input_size[0])] = np.nan
+    heatmap[:, ~_inside(x, geometry.input_size[1])] = np.nan
     return heatmap
 
 
@@ -88,24 +98,36 @@ def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
         LoupeError: sizes that differ, or an alpha out of range.
     """
     photograph = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    heatmap = _as_array(heatmap)
+    heatmap = _as_array(heatmap, unseen=limits is not None)  # a strip beside the crop
     if photograph.shape != (*heatmap.shape, 3) or photograph.dtype != np.uint8:
         found = f"{photograph.dtype} {photograph.shape} for a heatmap {heatmap.shape}"
         raise LoupeError(f"image: found {found}, expected uint8 (H, W, 3) of one size; see mask_to_original")
     if not 0 <= alpha <= 1:
         raise LoupeError(f"alpha: found {alpha}, expected a weight in [0, 1]")
     low, high = limits or (float(np.nanmin(heatmap)), float(np.nanmax(heatmap)))
-    seen = np.isfinite(heatmap)
-    scaled = (np.where(seen, heatmap, low) - low) / max(high - low, np.finfo(float).tiny)
-    colours = matplotlib.colormaps["viridis"](scaled)[..., :3] * 255
-    # half of Rec. 601's luma, in whole numbers, so that explorer.js computes the same
-    grey = photograph.astype(int) @ (299, 587, 114) // 2000
-    picture = np.where(seen[..., None], (1 - alpha) * photograph + alpha * colours, grey[..., None])
-    return picture.round().astype(np.uint8)
+    picture = np.empty_like(photograph)
+    for top in range(0, len(heatmap), STRIP):  # all at once, 60 megapixels would take 5 GB
+        part, values = photograph[top : top + STRIP], heatmap[top : top + STRIP]
+        seen = np.isfinite(values)
+        scaled = (np.where(seen, values, low) - low) / max(high - low, np.finfo(float).tiny)
+        colours = matplotlib.colormaps["viridis"](scaled)[..., :3] * 255
+        # half of Rec. 601's luma, in whole numbers, so that explorer.js computes the same
+        grey = part.astype(int) @ (299, 587, 114) // 2000
+        coloured = np.where(seen[..., None], (1 - alpha) * part + alpha * colours, grey[..., None])
+        picture[top : top + STRIP] = coloured.round()
+    return picture
 
 
-def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
+def is_flat(heatmap: Any) -> bool:
+    """Whether the highest value is less than `FLAT` above the lowest, in its own size: it has no peak to speak of."""
+    values = _as_array(heatmap)
+    return bool(np.nanmax(values) - np.nanmin(values) <= FLAT * np.nanmax(np.abs(values)))
+
+
+def alt_text(heatmap: Any, box: Any = None, name: str = "mask", size: tuple[int, int] | None = None) -> str:
     """The heatmap in words: its peak, the fraction of its sum in the box, the fraction of the photograph not seen.
+
+    A heatmap that `is_flat` is said to be so, with its values, and has no peak.
 
     Next to the fraction in the box stands the box's fraction of the seen pixels, which a constant mask would have.
 
@@ -113,24 +135,28 @@ def alt_text(heatmap: Any, box: Any = None, name: str = "mask") -> str:
         heatmap: (H, W) of the photograph, NaN where unseen.
         box: (x, y, width, height) in the photograph, or None.
         name: what the heatmap shows.
+        size: (H, W) of the photograph, where the heatmap has only some of its rows and columns, evenly spread.
     """
     heatmap = _as_array(heatmap)
-    height, width = heatmap.shape
-    x, y = peak(heatmap)
+    height, width = size or heatmap.shape
+    x, y = np.array(peak(heatmap)) * (width / heatmap.shape[1], height / heatmap.shape[0])
     row = ("top", "middle", "bottom")[min(int(3 * y / height), 2)]
     column = ("left", "centre", "right")[min(int(3 * x / width), 2)]
     text = f"{name[:1].upper()}{name[1:]} over a photograph of {width} by {height} pixels. "
-    text += f"Its peak is in the {row} {column}, at ({x:.0f}, {y:.0f})"
-    seen = np.isfinite(heatmap)
+    seen, flat = np.isfinite(heatmap), is_flat(heatmap)
+    if flat:
+        text += f"It is flat, from {np.nanmin(heatmap):.3f} to {np.nanmax(heatmap):.3f}: it does not say where"
+    else:
+        text += f"Its peak is in the {row} {column}, at ({x:.0f}, {y:.0f})"
     if box is not None:
         left, top, w, h = (float(value) for value in box)
-        columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-        inside = ((rows >= top) & (rows <= top + h))[:, None] & ((columns >= left) & (columns <= left + w))
+        down, across = ((np.arange(n) + 0.5) * (side / n) for n, side in zip(heatmap.shape, (height, width)))
+        inside = ((down >= top) & (down <= top + h))[:, None] & ((across >= left) & (across <= left + w))
         hit = left <= x <= left + w and top <= y <= top + h
         total = np.nansum(heatmap)
         fraction = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
         area = inside[seen].mean()
-        text += f", {'inside' if hit else 'outside'} the box. "
+        text += ". " if flat else f", {'inside' if hit else 'outside'} the box. "
         text += f"{fraction:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
     if not seen.all():
         text += f". {1 - seen.mean():.0%} of the photograph was cropped away, shown in grey"
@@ -143,13 +169,17 @@ def _weights(positions: np.ndarray, cells: int, size: int) -> np.ndarray:
     return np.stack([np.interp(positions, np.arange(cells), unit) for unit in np.eye(cells)], axis=1)
 
 
-def _as_array(values: Any) -> np.ndarray:
+def _inside(positions: np.ndarray, size: int) -> np.ndarray:
+    return (positions >= 0) & (positions <= size)
+
+
+def _as_array(values: Any, unseen: bool = False) -> np.ndarray:
     if torch.is_tensor(values):
         values = values.detach().cpu().float()
     values = np.asarray(values, dtype=np.float64)
     if values.ndim < 2 or values.size != values.shape[-1] * values.shape[-2]:
         raise LoupeError(f"mask: found an array of shape {values.shape}, expected (H, W): one mask at a time")
-    if not np.isfinite(values).any():
+    if not unseen and not np.isfinite(values).any():
         raise LoupeError("mask: found no finite value, expected some; did the training diverge?")
     return values.reshape(values.shape[-2:])
 

@@ -15,7 +15,7 @@ from loupe_core.files.folders import list_images
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
-from loupe_core.heatmap import alt_text, mask_to_original, overlay
+from loupe_core.heatmap import alt_text, is_flat
 from loupe_core.model import LoupeModel
 
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "occlusion")  # of `explain`
@@ -67,28 +67,37 @@ def explain(args: Arguments) -> None:
 
 
 def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path) -> None:
+    import numpy as np
     import torch
     from PIL import Image
 
     from loupe_lab.evidence.explain import explain as explain_images
+    from loupe_lab.pages.pictures import drawn, sampled
 
     photograph = open_image(path)
     x, geometry = transforms_for(model.data_config, train=False)(photograph)
     options = {} if args.site is None else dict(site=args.site)
     found = explain_images(model, x[None], args.method, target, **options)[0]
-    heatmap = mask_to_original(found.abs(), geometry)
+    found = found.abs()
+    heatmap = sampled(found, geometry)
+    low, high = float(np.nanmin(heatmap)), float(np.nanmax(heatmap))
+    name = args.method.replace("_", " ").replace("grad cam", "Grad-CAM")
     try:
         if path != args.photo:
             out.parent.mkdir(parents=True, exist_ok=True)
-        picture = io.BytesIO()  # to a file, Pillow writes half of a JPEG on a full disk, without a word
-        Image.fromarray(overlay(photograph, heatmap, args.alpha)).save(
-            picture, Image.registered_extensions()[out.suffix.lower()])
+        limits = (0, 1) if args.method == "mask" else (low, high)
+        encoded = io.BytesIO()  # to a file, Pillow writes half of a JPEG on a full disk, without a word
+        drawn(photograph, found, geometry, limits, args.alpha).save(
+            encoded, Image.registered_extensions()[out.suffix.lower()])
         with replaced(out) as beside:
-            beside.write_bytes(picture.getvalue())
+            beside.write_bytes(encoded.getvalue())
     except OSError as error:
         raise LoupeError(f"{out}: could not be written ({error.strerror or error}); "
                          "give --out a folder that exists and has room") from error
-    print(alt_text(heatmap, name=args.method.replace("_", " ").replace("grad cam", "Grad-CAM")))
+    print(alt_text(heatmap, name=name, size=geometry.original_size))
+    if not is_flat(heatmap):
+        print(f"{name} from {low:.3g} to {high:.3g} on what the model saw of it; " + (
+            "colours from 0 to 1" if args.method == "mask" else "colours between these"))
     with torch.inference_mode():
         top = model(x[None])[0].softmax(0).topk(min(5, model.num_classes))
     for p, k in zip(top.values.tolist(), top.indices.tolist()):

@@ -11,7 +11,7 @@ from loupe_core import LoupeError, LoupeModel
 from loupe_core.cli import main
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 from loupe_lab.evidence.audit import conclusion, gate_effect, next_norm, relative_change, shuffled, table
-from loupe_lab.evidence.masks import replace_mask
+from loupe_lab.evidence.masks import centre_gaussian, replace_mask
 
 NAMES = ["own", "mean", "blocks", "within", "shuffled", "ones"]
 
@@ -121,8 +121,8 @@ def test_of_several_gates_only_the_one_asked_for_is_changed():
         gate_effect(model, pictures(1))
 
 
-@pytest.mark.parametrize("form", ["mix", "residual"])
-def test_other_forms_meet_the_replaced_mask_in_their_own_way(form):
+@pytest.mark.parametrize("form", ["multiply", "mix", "residual"])
+def test_no_mask_is_the_backbone_without_its_gate(form):
     model = swin(form=form)
     if form == "mix":
         torch.nn.init.normal_(model.gates["stage2"].background, generator=torch.Generator().manual_seed(0))
@@ -131,9 +131,19 @@ def test_other_forms_meet_the_replaced_mask_in_their_own_way(form):
         effects = gate_effect(model, x)
         with torch.no_grad():
             own = model(x)
-    with torch.no_grad(), replace_mask(model.gates["stage2"], torch.ones_like):
-        ones = model(x)
-    np.testing.assert_allclose(effects["ones"].moved, (ones - own).norm(dim=1) / own.norm(dim=1), rtol=1e-3)
+    with torch.no_grad():
+        bare = model.eject()(x)
+    np.testing.assert_allclose(effects["ones"].moved, (bare - own).norm(dim=1) / own.norm(dim=1), rtol=1e-3)
+
+
+def test_a_mask_in_the_centre_is_tried_where_it_is_asked_for():
+    model = swin()
+    x, labels = pictures(3), torch.arange(3)
+    effects = gate_effect(model, x, labels, only=["centre"])
+    assert list(effects) == ["own", "centre"]
+    with torch.no_grad(), replace_mask(model.gates["stage2"], lambda m: centre_gaussian(14, 14, torch).expand_as(m)):
+        there = model(x)
+    assert (effects["centre"].right == (there.argmax(1) == labels).numpy()).all()
 
 
 def test_a_shuffled_mask_keeps_its_values_and_each_image_has_its_own_order():

@@ -58,7 +58,8 @@ def test_train_evaluate_explain_export(birds, checkpoint, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)).save(photograph)
     assert main(["explain", str(photograph), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "o.png")]) == 0
     out = capsys.readouterr().out
-    assert Image.open(tmp_path / "o.png").size == (160, 90)
+    assert Image.open(tmp_path / "o.png").size == (160, 90 + 18)  # and the colour bar
+    assert re.search(r"mask from 0\.\d+ to 0\.\d+ on what the model saw of it; colours from 0 to 1|It is flat", out)
     assert len(re.findall(r"^ *\d+\.\d\d%  ", out, re.M)) == 4 and "crowned" in out
 
     assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "m.onnx")]) == 0
@@ -365,7 +366,7 @@ def test_explain_cuts_what_swin_has_padded(birds, tmp_path):
     image = open_image(photograph)
     x, geometry = transforms_for(model.data_config, train=False)(image)
     expected = mask_to_original(explain.explain(model, x[None], "mask")[0], geometry)
-    assert (np.asarray(Image.open(tmp_path / "o.png")) == overlay(image, expected, 1)).all()
+    assert (np.asarray(Image.open(tmp_path / "o.png"))[:112] == overlay(image, expected, 1, (0, 1))).all()
     uncut = mask_to_original(model.eval()(x[None], return_mask=True)[1][0, 0].detach(), geometry)
     assert np.nanmax(np.abs(uncut - expected)) > 1e-4
 

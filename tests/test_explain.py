@@ -296,6 +296,35 @@ def test_nothing_is_left_behind_even_after_an_error(kind, method, fails, monkeyp
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
+def named() -> LoupeModel:
+    return LoupeModel("swin_micro", num_classes=5, pretrained=False, class_names=["robin", "wren", "tit", "jay", "owl"])
+
+
+def zero_head() -> nn.Module:
+    backbone = timm.create_model("resnet10t", num_classes=5)
+    for p in backbone.fc.parameters():
+        nn.init.zeros_(p)
+    return backbone
+
+
+def test_a_class_may_be_given_by_its_name():
+    model, x = named(), images()
+    for target, number in (("tit", 2), (["tit", 0, "owl"][: len(x)], [2, 0, 4][: len(x)])):
+        assert torch.equal(explain(model, x, "grad_cam", target), explain(model, x, "grad_cam", number))
+
+
+@pytest.mark.parametrize("method", ["mask", "grad_cam", "rollout"])
+def test_a_compiled_model_is_explained_as_the_one_it_was_made_of(method):
+    model, x = swin(), images()
+    plain = explain(model, x, method)
+    for compiled in (torch.compile(model, backend="eager"), model):
+        if compiled is model:
+            model.compile(backend="eager")
+        with torch.no_grad():
+            compiled(x)
+        assert torch.equal(explain(compiled, x, method), plain)
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: explain(swin(), images(), "lime"), "method 'lime' is unknown; expected one of mask, grad_cam"),
     (lambda: explain(swin(), images()[0], "mask"), r"images: found \(3, 112, 112\), expected a tensor"),
@@ -310,6 +339,12 @@ def test_nothing_is_left_behind_even_after_an_error(kind, method, fails, monkeyp
     (lambda: explain(swin(), images(), "mask", site="stage1"), "no gate for site='stage1'"),
     (lambda: explain(resnet(), images(H=64, W=64), "rollout"), "rollout reads the attention of .*; ResNet is neither"),
     (lambda: explain(vit(), images(H=64, W=64), "grad_cam", site="stage4"), "no gradient reaches its features"),
+    (lambda: explain(swin(), images(), "occlusion", window=113), "found window=113, expected 1 to 112 px, the image's"),
+    (lambda: explain(swin(), images(), "occlusion", window=0), "found window=0, expected 1 to 112 px"),
+    (lambda: explain(swin(), images(), "occlusion", window=8, stride=9), "found stride=9, expected 1 to 8 px"),
+    (lambda: explain(swin(), images(), "grad_cam", target="wren"), "found 'wren', expected a number from 0 to 4: the"),
+    (lambda: explain(named(), images(), "grad_cam", target="Wren"), "found 'Wren', expected one of robin, wren, tit, "),
+    (lambda: explain(zero_head(), images(), "grad_cam"), "ResNet: its classifier's weights are all 0, .* train it"),
 ])
 def test_errors_are_one_line(call, words):
     with pytest.raises(LoupeError, match=words) as error:

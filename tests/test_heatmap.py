@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform
-from loupe_core.heatmap import alt_text, contour_level, mask_to_original, overlay, peak
+from loupe_core.heatmap import alt_text, contour_level, is_flat, mask_to_original, overlay, peak
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -222,7 +224,55 @@ def test_alt_text_tells_the_peak_the_share_in_the_box_and_what_was_cropped():
 def test_alt_text_of_a_mask_of_zeros_claims_no_share():
     text = alt_text(np.zeros((10, 10)), box=(0, 0, 4, 4), name="Grad-CAM")
     assert "0% of the Grad-CAM lies in the box, which covers 16% of what the model saw" in text
-    assert "outside the box" in text and "cropped" not in text
+    assert "It is flat, from 0.000 to 0.000: it does not say where. 0% of" in text and "cropped" not in text
+
+
+@pytest.mark.parametrize("low, high, flat", [(0.48, 0.507, True), (0.5, 0.5, True), (0.01, 0.02, False),
+                                             (0.48, 0.6, False), (-0.02, 0.02, False)])
+def test_a_flat_map_has_no_peak(low, high, flat):
+    heatmap = np.full((10, 10), low)
+    heatmap[2, 8], heatmap[0] = high, np.nan
+    assert is_flat(heatmap) == flat
+    text = alt_text(heatmap)
+    assert ("flat" in text) == flat and ("peak" in text) != flat
+    if flat:
+        assert f"It is flat, from {low:.3f} to {high:.3f}: it does not say where. 10% of the photograph was" in text
+
+
+def test_some_rows_and_columns_of_a_heatmap_are_those_of_the_whole():
+    geometry = eval_geometry(70, 90)
+    mask = np.random.default_rng(0).random((7, 7))
+    whole = mask_to_original(mask, geometry)
+    np.testing.assert_array_equal(mask_to_original(mask, geometry, range(10, 20)), whole[10:20])
+    some = mask_to_original(mask, geometry, range(2, 90, 5), range(2, 70, 5))
+    np.testing.assert_array_equal(some, whole[2::5, 2::5])
+    box = (20, 30, 25, 40)
+    a, b = alt_text(whole, box), alt_text(some, box, size=whole.shape)
+    assert a.split(". ")[0] == b.split(". ")[0]
+    share = [[int(n) for n in re.findall(r"(\d+)%", text)] for text in (a, b)]
+    np.testing.assert_allclose(*share, atol=3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 199), (3, 3), (500, 3), (2, 2)])
+def test_the_smallest_photographs_have_a_heatmap(size):
+    transform = EvalTransform(64, (0.5,) * 3, (0.5,) * 3)
+    image = Image.new("RGB", size)
+    heatmap = mask_to_original(np.random.default_rng(0).random((4, 4)), transform(image)[1])
+    assert heatmap.shape == size[::-1] and np.isfinite(heatmap).any() and alt_text(heatmap)
+
+
+def test_a_window_between_the_pixels_is_named():
+    geometry = Geometry((2, 2), (8, 8), (40.0, 40.0), (36.0, 36.0))  # sees 0.9 to 1.1 of 2 px
+    with pytest.raises(LoupeError, match="^geometry: the model saw 0.20 x 0.20 px of a photograph of 2 x 2 px, and so"):
+        mask_to_original(np.ones((2, 2)), geometry)
+
+
+def test_a_photograph_is_coloured_in_strips_as_at_once(monkeypatch):
+    image, heatmap = noise(30, 50), np.random.default_rng(0).random((50, 30))
+    heatmap[:20] = np.nan
+    whole = overlay(image, heatmap)
+    monkeypatch.setattr("loupe_core.heatmap.STRIP", 7)
+    np.testing.assert_array_equal(overlay(image, heatmap), whole)
 
 
 FLAT = np.ones((10, 20))

@@ -61,7 +61,7 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
 
     - "own": the mask itself, for its predictions.
     - "mean", "blocks", "within": see the functions of these names in `loupe_lab.evidence.masks`.
-    - "shuffled": the mask's cells shuffled, by `seed`; "ones": no mask.
+    - "shuffled": the mask's cells shuffled, by `seed`; "ones": no mask, which is `gate.neutral` everywhere.
     - "centre", only where it is asked for: `centre_gaussian`, which has not seen the image.
     - "own, eps 0": the own mask, with eps taken out of the first LayerNorm that runs after the gate. "mean, eps 0" and
       the others compare with that. All are absent where no LayerNorm, or another normalisation, follows first.
@@ -90,13 +90,14 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     if unknown := set(only or ()) - {*names, "centre"}:
         raise LoupeError(f"gate_effect: found only={sorted(unknown)[0]!r}; expected some of {'; '.join(names)}; centre")
     wanted = names if only is None else only
-    changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, ones=torch.ones_like, centre=centre)
+    changes = dict(own=lambda m: m, mean=mean, blocks=blocks, within=within, centre=centre,
+                   ones=lambda m: torch.full_like(m, gate.neutral))
     effects: dict[str, Effect] = {}
 
     def logits_with(name):
         weight = next(model.parameters())
         with replace_mask(gate, shuffled(seed) if name == "shuffled" else changes[name]):
-            return torch.cat([model(part.to(weight)).double().cpu() for part in images.split(64)])
+            return torch.cat([model(part.to(weight)).cpu().double() for part in images.split(64)])
 
     def measure(suffix, reference=None):
         own = logits_with("own")

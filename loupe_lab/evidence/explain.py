@@ -26,6 +26,7 @@ from loupe_core.sites import (
     Site,
     attach,
     check_images,
+    classifiers,
     eval_mode,
     find_layout,
     find_sites,
@@ -42,7 +43,7 @@ BATCH = 64  # images per forward pass, where a map needs many
 
 
 def explain(model: nn.Module, images: torch.Tensor, method: str,
-            target: int | Sequence[int] | torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+            target: int | str | Sequence[int | str] | torch.Tensor | None = None, **options: Any) -> torch.Tensor:
     """One map per image of where the model looked: `(B, 3, H, W)` -> `(B, h, w)`, float32, without gradient.
 
     - "mask": a value per cell of the gate. Option: `site`, where the model has several gates.
@@ -52,13 +53,15 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
     - "occlusion": a signed value per pixel. Options: `window` and `stride`, px; by default a 7th of the image's shorter
       side, and half of the window.
 
-    The model runs in eval mode. Afterwards its modes, hooks, fused attention and gradients are what they were.
+    The model runs in eval mode, a compiled one as it was before. Afterwards its modes, hooks, fused attention and
+    gradients are what they were.
 
     Args:
         model: a `LoupeModel`, or a classifier from timm.
         images: `(B, 3, H, W)`, normalised, so that 0 is the mean colour.
         method: one of `METHODS`.
-        target: class to explain, or one per image; None takes the predicted ones, in one more forward pass.
+        target: class to explain, by its number, or by its name where the model has names; or one per image. None takes
+            the predicted ones, in one more forward pass.
         options: of the method, see above.
 
     Raises:
@@ -68,7 +71,8 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
     if method not in METHODS:
         raise LoupeError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
     check_images(images)
-    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given: compiled code passes hooks by
+    with torch.compiler.set_stance("force_eager"), eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         x = images.detach().to(next(model.parameters()), copy=True)
         target = None if method in ("mask", "rollout") else _classes(model, x, target)
         return METHODS[method](model, x, target, **options).detach().float()
@@ -126,6 +130,9 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
         cam = LayerGradCam(model, probe).attribute(x.requires_grad_(), target)[:, 0]
     finally:
         handle.remove()
+    if not cam.any() and not any(p.any() for module in classifiers(backbone) for p in module.parameters()):
+        raise LoupeError(f"Grad-CAM of {type(backbone).__name__}: its classifier's weights are all 0, as timm begins "
+                         "some models, so no class depends on anything yet: train it first")
     if not cam.any():
         raise LoupeError(f"site {place.name!r} of {type(backbone).__name__}: no gradient reaches its features, because "
                          "the classifier does not read them: choose an earlier site")
@@ -143,8 +150,13 @@ def _integrated_gradients(model, x, target, steps: int = 50) -> torch.Tensor:
 def _occlusion(model, x, target, window: int | None = None, stride: int | None = None) -> torch.Tensor:
     """Zeiler and Fergus 2014: how far the logit falls under a square of the mean colour; at each pixel the mean over
     the squares that cover it."""
-    window = window or max(min(x.shape[-2:]) // 7, 1)
-    stride, colours = stride or max(window // 2, 1), x.shape[1]
+    side = min(x.shape[-2:])
+    window = max(side // 7, 1) if window is None else window
+    stride, colours = max(window // 2, 1) if stride is None else stride, x.shape[1]
+    for name, value, most, what in (("window", window, side, "the image's shorter side"),
+                                    ("stride", stride, window, "the window, so that no pixel is left out")):
+        if not 1 <= value <= most:
+            raise LoupeError(f"occlusion: found {name}={value}, expected 1 to {most} px, {what}")
     with torch.no_grad():
         falls = Occlusion(model).attribute(x, (colours, window, window), (colours, stride, stride), 0, target,
                                            perturbations_per_eval=max(BATCH // len(x), 1))
@@ -275,7 +287,15 @@ def _classes(model: nn.Module, x: torch.Tensor, target) -> torch.Tensor:
     if target is None:
         with torch.no_grad():
             return model(x).argmax(1)
-    classes, last = torch.as_tensor(target, device=x.device), model.num_classes - 1
+    names, last = getattr(model, "class_names", None) or [], model.num_classes - 1
+    given = list(target) if isinstance(target, (list, tuple)) else [target]
+    if unknown := [name for name in given if isinstance(name, str) and name not in names]:
+        known = f"one of {', '.join(names[:3])}, ..." if names else f"a number from 0 to {last}: the model has no names"
+        raise LoupeError(f"target: found {unknown[0]!r}, expected {known}")
+    if any(isinstance(name, str) for name in given):
+        target = [names.index(name) if isinstance(name, str) else name for name in given]
+        target = target[0] if len(target) == 1 else target
+    classes = torch.as_tensor(target, device=x.device)
     classes = classes.expand(len(x)) if classes.ndim == 0 else classes
     if classes.shape != (len(x),) or classes.is_floating_point() or not 0 <= classes.min() <= classes.max() <= last:
         raise LoupeError(f"target: found {target}, expected a class from 0 to {last}, or {len(x)} of them")

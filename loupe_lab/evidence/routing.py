@@ -169,10 +169,10 @@ def shares(terms: GradientTerms) -> dict[str, float]:
     as vectors, not as lengths). `cosine`: between direct and via_mask. `agree`: the correlation, over cells, of the
     lengths of these two, mean over images; 1 where both are strong in the same cells.
     """
-    whole = float(terms.whole.double().norm())
+    whole = float(terms.whole.cpu().double().norm())
     parts = dict(direct=terms.direct, via_mask=terms.via_mask, penalty=terms.penalty)
-    result = {name: float(part.double().norm()) / whole if whole else 0.0 for name, part in parts.items()}
-    a, b = terms.direct.double(), terms.via_mask.double()
+    result = {name: float(part.cpu().double().norm()) / whole if whole else 0.0 for name, part in parts.items()}
+    a, b = terms.direct.cpu().double(), terms.via_mask.cpu().double()
     lengths = float(a.norm() * b.norm())
     result["cosine"] = float((a * b).sum()) / lengths if lengths else 0.0
     x, y = (part.norm(dim=1).flatten(1) for part in (a, b))  # (B, cells)

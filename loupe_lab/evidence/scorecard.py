@@ -245,7 +245,7 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
             curves[name].append(probabilities(torch.where(turned, inside, outside)).gather(1, classes)[:, 0])
     curves["insertion"].append(ends[1])
     curves["deletion"].append(ends[0])
-    return {name: torch.trapezoid(torch.stack(curve), dim=0).div(steps).double().numpy()
+    return {name: torch.trapezoid(torch.stack(curve), dim=0).div(steps).cpu().double().numpy()
             for name, curve in curves.items()}
 
 
