@@ -1,12 +1,14 @@
 """The command line: `loupe train | evaluate | export`, and the commands that other packages add.
 
-A package adds commands by an entry point of the group `loupe.commands`, a function that is handed `command` (see
-`parser`); `loupe_lab` adds explain, audit and fieldguide. Every command says in one line what is wrong with its input,
-and then exits with code 2.
+A package adds commands by an entry point of the group `loupe.commands`: a function that is handed `command` (see
+`parser`) and the parsers of all commands by their names; `evaluate` calls the functions in its default `then` at its
+end. `loupe_lab` adds explain, predict, audit, fieldguide and `evaluate --report`. Every command says in one line what
+is wrong with its input, and then exits with code 2.
 """
 
 import argparse
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import binomtest
+from tqdm import tqdm
 
 from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
@@ -71,9 +74,15 @@ def train(args: Arguments) -> None:
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite)
+    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite, on_epoch_end=_say)
     if accelerator.is_main_process:
         _tell(args, model, trainer, rows, len(data), len(val))
+
+
+def _say(row: dict) -> None:
+    """Prints a line on an epoch, without breaking the bar."""
+    tqdm.write(f"epoch {row['epoch']:>3}   loss {row['loss']:.4f}   validation loss {row['val_loss']:.4f}, accuracy "
+               f"{row['val_accuracy']:.4f}   mean of the mask {row['val_mask_mean']:.3f}   {row['seconds']:.0f} s")
 
 
 def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
@@ -102,11 +111,14 @@ def evaluate(args: Arguments) -> None:
     trainer = Trainer(model, recipe)
     result = trainer.evaluate(data)
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
-    print(found)
-    print(f"beside it: {worth(result.labels, model.num_classes)}; precision {trainer.accelerator.mixed_precision}")
+    lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
+             f"{trainer.accelerator.mixed_precision}; {_seen(data)}",
+             f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}"]
+    print("\n".join(lines))
     if args.card:
         _add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
-    print(f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}")
+    for step in args.then:
+        step(args, model, data, lines)
 
 
 def export(args: Arguments) -> None:
@@ -124,7 +136,8 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     """
     hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
-    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False),
+    whole = dict(crop_mode="border", crop_pct=1.0) if getattr(args, "whole", False) else {}
+    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False, **whole),
                     labels=args.labels, **run_of(args.checkpoint).get("cut", {}))
     if model.class_names:
         data.relabel(model.class_names)
@@ -139,6 +152,16 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
                          "chosen by; expected some")
     check_photographs(args.data, data.paths)
     return model, data
+
+
+def _seen(data: CUB200 | PhotoFolder) -> str:
+    """How much of the photographs the model sees, on average over 32 of them."""
+    areas = []
+    for i in range(0, len(data), -(-len(data) // 32)):
+        geometry = data[i].geometry
+        x0, y0, x1, y1 = geometry.visible_box()
+        areas.append((x1 - x0) * (y1 - y0) / math.prod(geometry.original_size))
+    return f"it sees {np.mean(areas):.0%} of a photograph"
 
 
 def worth(labels: np.ndarray, num_classes: int) -> str:
@@ -202,12 +225,15 @@ def parser() -> argparse.ArgumentParser:
 
     add_training(command(train, TRAINING))
 
-    p = command(evaluate, "Accuracy, loss and mean of the mask on one split.")
+    p = command(evaluate, "Accuracy, what it is worth, loss and mean of the mask on one split.")
+    p.set_defaults(then=[])
     add_data(p)
     add_checkpoint(p)
     p.add_argument("--batch-size", type=int, default=16, help="as in training; a step here takes four times as many")
     p.add_argument("--precision", default="no", help="no: fp32, as in `loupe audit`; bf16, fp16 or auto: faster on "
                    "some devices, and a few answers may differ")
+    p.add_argument("--whole", action="store_true", help="show the whole photograph, within borders of the mean "
+                   "colour, in place of a crop of its centre")
     p.add_argument("--card", action="store_true", help="write the accuracy into the checkpoint's model card as well")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
@@ -215,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", "--output", type=Path, default=Path("loupe.onnx"), help="file to write")
 
     for point in entry_points(group="loupe.commands"):
-        point.load()(command)
+        point.load()(command, commands.choices)
     return top
 
 

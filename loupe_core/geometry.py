@@ -21,6 +21,7 @@ from torchvision.transforms import functional as F
 from loupe_core.augment import randaugment_of
 from loupe_core.errors import LoupeError
 
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -60,7 +61,8 @@ class Geometry:
 
 
 class EvalTransform:
-    """Resize the shorter side to floor(size / crop_pct), crop the centre, normalise: timm's evaluation.
+    """Resize the shorter side to floor(size / crop_pct), crop the centre, normalise: timm's evaluation. Or, with
+    `crop_mode` "border", resize the longer side and fill up with the mean colour, so that nothing is cut away.
 
     The pixels are timm's own; what is added is the `Geometry`.
     Call: RGB PIL image -> (tensor (3, H, W), Geometry).
@@ -70,19 +72,22 @@ class EvalTransform:
         mean, std: per channel, for pixel values in [0, 1].
         crop_pct: fraction of the resized shorter side that is kept, in (0, 1].
         interpolation: one of `INTERPOLATIONS`.
+        crop_mode: timm's "center", "squash" (both sides to their own size) or "border".
 
     Raises:
         LoupeError: a setting that is out of range, by name.
     """
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
-                 crop_pct: float = 0.875, interpolation: str = "bicubic") -> None:
+                 crop_pct: float = 0.875, interpolation: str = "bicubic", crop_mode: str = "center") -> None:
         self.input_size = _check_size(input_size)
         _check_interpolation(interpolation)
         if not 0 < crop_pct <= 1:
             raise LoupeError(f"crop_pct: found {crop_pct}, expected a fraction in (0, 1], such as 0.875")
+        if crop_mode not in CROP_MODES:
+            raise LoupeError(f"crop_mode: found {crop_mode!r}, expected one of {', '.join(CROP_MODES)}")
         pipeline = create_transform(self.input_size, is_training=False, interpolation=interpolation, mean=mean, std=std,
-                                    crop_pct=crop_pct)
+                                    crop_pct=crop_pct, crop_mode=crop_mode)
         self.resize, *self.crop_and_normalise = pipeline.transforms
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
@@ -93,8 +98,9 @@ class EvalTransform:
         h, w = self.input_size
         # the two sides are rounded to whole pixels on their own, so their scales differ a little
         scale = (resized.height / image.height, resized.width / image.width)
-        # torchvision's centre crop: whole pixels, halves rounded to even
-        offset = (float(round((resized.height - h) / 2)), float(round((resized.width - w) / 2)))
+        # torchvision's centre crop: whole pixels, halves rounded to even; where pixels are filled in, rounded down
+        offset = tuple(float(round(more / 2) if more >= 0 else -(-more // 2))
+                       for more in (resized.height - h, resized.width - w))
         return x, Geometry((image.height, image.width), self.input_size, scale, offset)
 
 

@@ -17,7 +17,8 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-import loupe_core.weights.swin_micro  # noqa: F401  (registers the model with timm)
+import loupe_core.weights.lite0  # noqa: F401  (registers the model with timm)
+import loupe_core.weights.swin_micro  # noqa: F401
 from loupe_core.errors import LoupeError, one_line
 from loupe_core.files.checkpoint import (
     CONFIG_NAME,
