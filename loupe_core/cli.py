@@ -29,6 +29,7 @@ from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
+from loupe_core.start.first import first_model, open_init
 from loupe_core.start.options import TRAINING, add_training, choose
 from loupe_core.trainer import Trainer
 
@@ -57,14 +58,11 @@ def train(args: Arguments) -> None:
     if same := data.duplicates():
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
-    recipe = choose(args, begun.get("model", {}), len(data))
-    if not args.from_scratch:
-        hub_or_cache(args.backbone)
+    init = open_init(args)
+    before = begun.get("model") or (init.config if init else {})
+    recipe = choose(args, before, len(data), data.class_names)
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
-    site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
-    model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
-                       class_names=data.class_names, site=site, form=args.form, reduction=args.reduction,
-                       backbone_kwargs=dict(drop_path_rate=args.drop_path) if args.drop_path else None)
+    model = first_model(args, data.class_names, before, init)
     data.transform = transforms_for(model.data_config, **recipe.train_transform_options())
     val = data.with_split("val", transforms_for(model.data_config, train=False))
     trainer = Trainer(model, recipe, args.out, tracker=args.track)
