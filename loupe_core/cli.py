@@ -79,7 +79,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
     best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
     chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
     card = model.generate_model_card(
-        backbone=f"{args.backbone}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
+        backbone=f"{model.backbone_name}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])

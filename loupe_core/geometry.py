@@ -132,8 +132,8 @@ class TrainTransform:
         self.fast = fast and interpolation in ("bilinear", "bicubic")
         self.randaugment = None
         if randaugment is not None:
-            grey = tuple(min(255, round(255 * value)) for value in (tuple(mean) * 3)[:3])  # fills what a shear leaves empty
-            self.randaugment = randaugment_of(randaugment, min(self.input_size), grey, interpolation, fast)
+            fill = tuple(min(255, round(255 * value)) for value in (tuple(mean) * 3)[:3])  # what a shear leaves empty
+            self.randaugment = randaugment_of(randaugment, min(self.input_size), fill, interpolation, fast)
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
         h, w = self.input_size

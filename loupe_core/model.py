@@ -145,7 +145,8 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
                 backbone, num_classes, pretrained, size, backbone_kwargs)
         else:
             backbone, self.backbone_kwargs = given_backbone(backbone, num_classes), dict(backbone_kwargs or {})
-            self.backbone_name = getattr(backbone, "pretrained_cfg", {}).get("architecture", type(backbone).__name__)
+            known = getattr(backbone, "pretrained_cfg", None) or {}
+            self.backbone_name = known.get("architecture", type(backbone).__name__)
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
         config = input_config(backbone, size, data_config)
@@ -215,8 +216,8 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
     @property
     def data_config(self) -> dict:
         """A dict for `transforms_for`, with `input_size` (C, H, W), `mean`, `std`, `interpolation` and `crop_pct`."""
-        return dict(input_size=(self.in_chans, *self.img_size), mean=self.mean, std=self.std, interpolation=self.interpolation,
-                    crop_pct=self.crop_pct)
+        return dict(input_size=(self.in_chans, *self.img_size), mean=self.mean, std=self.std,
+                    interpolation=self.interpolation, crop_pct=self.crop_pct)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained(folder)`: weights as safetensors, all else as config.json."""

@@ -31,7 +31,7 @@ class _WithMask(nn.Module):
 def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True) -> list[str]:
     """Writes `model`, in eval mode, as an ONNX file; needs the packages onnx and onnxscript.
 
-    Input: "image" `(B, in_chans, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
+    Input: "image" `(B, C, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
     Outputs: "logits" `(B, K)`, and "mask" `(B, 1, h, w)`; with a list of sites "mask_stage2", ... one for each.
     Its metadata say how to make such an image and read the answer, see `metadata_of`.
 
@@ -55,7 +55,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
     like = next(model.parameters())
     scratch = path.with_name(f"unfinished-{path.name}")
     # Two images, because torch.export takes a batch of one for a constant.
-    images = torch.zeros(2 if dynamic_batch else 1, model.in_chans, *model.img_size, dtype=like.dtype, device=like.device)
+    shape = (2 if dynamic_batch else 1, model.in_chans, *model.img_size)
+    images = torch.zeros(shape, dtype=like.dtype, device=like.device)
     try:
         with eval_mode(model):
             program = torch.onnx.export(

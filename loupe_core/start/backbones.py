@@ -148,8 +148,8 @@ def _check_filled(backbone: nn.Module, name: str, build: dict, file: str) -> Non
     drawn = [key for key, p in own if not torch.equal(p, other[key])]
     if drawn:
         listed = ", ".join(drawn[:3]) + (", ..." if len(drawn) > 3 else "")
-        raise LoupeError(f"weights {file} do not fit backbone {name!r}: {len(drawn)} of its {len(own)} tensors are not "
-                         f"in it ({listed}); expected weights of this architecture, with timm's names")
+        raise LoupeError(f"weights {file} do not fit backbone {name!r}: at least {len(drawn)} of its {len(own)} "
+                         f"tensors are not in it ({listed}); expected weights of this architecture, with timm's names")
 
 
 def _not_built(error: Exception, name: str, options: dict, pretrained: bool, file: str | None) -> LoupeError:
@@ -157,8 +157,8 @@ def _not_built(error: Exception, name: str, options: dict, pretrained: bool, fil
     # torch's first line says only that a state did not fit, the next one where
     reason = lines[1].strip()[:200] if len(lines) > 1 and lines[0].endswith(":") else one_line(error)
     if file and not isinstance(error, TypeError):
-        return LoupeError(f"weights {file} cannot be loaded into backbone {name!r} ({reason}); expected weights of this "
-                          "architecture, with timm's names, as .safetensors or .pth")
+        return LoupeError(f"weights {file} cannot be loaded into backbone {name!r} ({reason}); expected weights of "
+                          "this architecture, with timm's names, as .safetensors or .pth")
     if name.partition(":")[0].lower() in SOURCES:
         return LoupeError(f"backbone {name!r} cannot be built ({reason}); expected a model that timm saved there, with "
                           "a config.json: check the name and the connection")

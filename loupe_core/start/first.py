@@ -62,13 +62,14 @@ def open_init(args: argparse.Namespace) -> LoupeModel | None:
     model = LoupeModel.from_pretrained(args.init, **size)
     there = dict(backbone=model.backbone_name, site=list(model.sites), form=model.form, reduction=model.reduction,
                  in_chans=model.in_chans, drop_path=model.backbone_kwargs.get("drop_path_rate"),
-                 bare=not model.sites, from_scratch=False, weights=None)
+                 bare=list(model.sites) or True, from_scratch="weights", weights="weights")
     for name, value in there.items():
         given = getattr(args, name)
         if given not in (None, False) and given != value:
             option = "--" + name.replace("_", "-")
-            raise LoupeError(f"{option} {_said(given)}: found {_said(value)} in {args.init}, whose backbone and gates "
-                             f"--init keeps; expected the same: leave {option} out")
+            raise LoupeError(f"{option}{'' if given is True else ' ' + _said(given)}: found {_said(value)} in "
+                             f"{args.init}, whose backbone and gates --init keeps; expected the same: leave {option} "
+                             "out")
     return model
 
 
@@ -109,7 +110,7 @@ def _side(pixels: int) -> int:
 
 
 def _said(value: object) -> str:
-    """An option's value as one would write it; "no gate" and "none" where it has none."""
+    """An option's value as one would write it."""
     if isinstance(value, list):
         return " ".join(value) or "no gate"
-    return "" if value is True else "none" if value in (None, False) else str(value)
+    return "none" if value is None else str(value)

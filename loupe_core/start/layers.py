@@ -16,7 +16,8 @@ MOST_PREFIX = 8  # tokens before the grid's: a class token, a distillation token
 
 def is_timms(backbone: nn.Module) -> bool:
     """Whether a module is a classifier from timm, which knows its own sites and can grow another head."""
-    return hasattr(backbone, "reset_classifier") and bool(getattr(backbone, "pretrained_cfg", None))
+    told = getattr(backbone, "pretrained_cfg", None) or isinstance(getattr(backbone, "feature_info", None), list)
+    return hasattr(backbone, "reset_classifier") and bool(told)
 
 
 def find_places(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int],
@@ -40,9 +41,10 @@ def find_places(backbone: nn.Module, names: Iterable[str], input_size: tuple[int
     kind, layers = type(backbone).__name__, [name for name, _ in backbone.named_modules() if name]
     for name in names:
         if name not in layers:
-            close = difflib.get_close_matches(name, layers, n=3) or [n for n, _ in backbone.named_children()][:8]
-            raise LoupeError(f"site {name!r} is unknown to {kind}, which is no classifier from timm; expected the dotted name of "
-                             f"one of its layers{', such as ' + ', '.join(close) if close else ''}")
+            close = [*difflib.get_close_matches(name, layers, n=3), *(n for n, _ in backbone.named_children())]
+            such = f", such as {', '.join(list(dict.fromkeys(close))[:8])}" if close else ""
+            raise LoupeError(f"site {name!r} is unknown to {kind}, which is no classifier from timm; expected the "
+                             f"dotted name of one of its layers{such}")
     outputs = module_outputs(backbone, pattern(backbone, input_size), {*names, ""})
     if num_classes is not None:
         _check_logits(kind, outputs[""], num_classes)

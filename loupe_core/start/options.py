@@ -60,7 +60,8 @@ def add_training(p: argparse.ArgumentParser) -> None:
                        "it is not given; the paper: stage2")
     group.add_argument("--form", choices=FORMS, help="how the mask meets the features; if it is not given, residual "
                        "with finetune, else multiply; the paper: multiply")
-    group.add_argument("--reduction", type=int, help="hidden width of the gate: channels // reduction, 16 if it is not given")
+    group.add_argument("--reduction", type=int, help="hidden width of the gate: channels // reduction; 16 if it is "
+                       "not given")
     group.add_argument("--bare", action="store_true", help="no gate: the baseline")
     _add_recipe(p)
 
