@@ -8,21 +8,19 @@ is wrong with its input, and then exits with code 2.
 
 import argparse
 import dataclasses
-import math
 import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
+from loupe_core.files.card import accuracy, add_to_card, area_seen, epoch_line, worth
 from loupe_core.files.checks import check_photographs
 from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
@@ -32,6 +30,7 @@ from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
+from loupe_core.start.first import first_model, open_init
 from loupe_core.start.options import TRAINING, add_training, choose
 from loupe_core.trainer import Trainer
 
@@ -60,29 +59,21 @@ def train(args: Arguments) -> None:
     if same := data.duplicates():
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
-    recipe = choose(args, begun.get("model", {}), len(data))
-    if not args.from_scratch:
-        hub_or_cache(args.backbone)
+    init = open_init(args)
+    before = begun.get("model") or (init.config if init else {})
+    recipe = choose(args, before, len(data), data.class_names)
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
-    site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
-    model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
-                       class_names=data.class_names, site=site, form=args.form, reduction=args.reduction,
-                       backbone_kwargs=dict(drop_path_rate=args.drop_path) if args.drop_path else None)
+    model = first_model(args, data.class_names, before, init)
     data.transform = transforms_for(model.data_config, **recipe.train_transform_options())
     val = data.with_split("val", transforms_for(model.data_config, train=False))
     trainer = Trainer(model, recipe, args.out, tracker=args.track)
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite, on_epoch_end=_say)
+    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite,
+                       on_epoch_end=lambda row: tqdm.write(epoch_line(row)))
     if accelerator.is_main_process:
         _tell(args, model, trainer, rows, len(data), len(val))
-
-
-def _say(row: dict) -> None:
-    """Prints a line on an epoch, without breaking the bar."""
-    tqdm.write(f"epoch {row['epoch']:>3}   loss {row['loss']:.4f}   validation loss {row['val_loss']:.4f}, accuracy "
-               f"{row['val_accuracy']:.4f}   mean of the mask {row['val_mask_mean']:.3f}   {row['seconds']:.0f} s")
 
 
 def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
@@ -90,7 +81,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
     best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
     chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
     card = model.generate_model_card(
-        backbone=f"{args.backbone}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
+        backbone=f"{model.backbone_name}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
@@ -112,11 +103,11 @@ def evaluate(args: Arguments) -> None:
     result = trainer.evaluate(data)
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
     lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
-             f"{trainer.accelerator.mixed_precision}; {_seen(data)}",
+             f"{trainer.accelerator.mixed_precision}; {area_seen(data)}",
              f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}"]
     print("\n".join(lines))
     if args.card:
-        _add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
+        add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
     for step in args.then:
         step(args, model, data, lines)
 
@@ -152,40 +143,6 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
                          "chosen by; expected some")
     check_photographs(args.data, data.paths)
     return model, data
-
-
-def _seen(data: CUB200 | PhotoFolder) -> str:
-    """How much of the photographs the model sees, on average over 32 of them."""
-    areas = []
-    for i in range(0, len(data), -(-len(data) // 32)):
-        geometry = data[i].geometry
-        x0, y0, x1, y1 = geometry.visible_box()
-        areas.append((x1 - x0) * (y1 - y0) / math.prod(geometry.original_size))
-    return f"it sees {np.mean(areas):.0%} of a photograph"
-
-
-def worth(labels: np.ndarray, num_classes: int) -> str:
-    """What an accuracy is to be compared with: chance, and always naming the largest class."""
-    return f"chance {1 / num_classes:.4f}, the largest class alone {np.bincount(labels).max() / len(labels):.4f}"
-
-
-def accuracy(split: str, right: int, n: int) -> str:
-    """For example: test accuracy 0.8950 (358 of 400 images; 95 % interval 0.8611 to 0.9214, Wilson)."""
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    return f"{split} accuracy {right / n:.4f} ({right} of {n} images; 95 % interval {low:.4f} to {high:.4f}, Wilson)"
-
-
-def _add_to_card(file: Path, line: str) -> None:
-    """Puts a line below the card's "## Metrics", in place of an earlier one of its split."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LoupeError(f"--card: {file} could not be read ({error.strerror}); expected a training's folder") from None
-    kept = [old for old in text.splitlines() if not old.startswith(line[: line.index(" accuracy")])]
-    if "## Metrics" not in kept:
-        raise LoupeError(f"--card: {file} has no line '## Metrics'; expected the model card that a training wrote")
-    at = kept.index("## Metrics") + 1
-    write_whole(file, "\n".join([*kept[:at], "", line, *kept[at + (kept[at : at + 1] == [""]):]]) + "\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
-from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained, worth
+from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError, printable
 from loupe_core.files.atomic import replaced
+from loupe_core.files.card import worth
 from loupe_core.files.folders import list_images
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
