@@ -1,8 +1,9 @@
 """The command line: `loupe train | evaluate | export`, and the commands that other packages add.
 
-A package adds commands by an entry point of the group `loupe.commands`, a function that is handed `command` (see
-`parser`); `loupe_lab` adds explain, audit and fieldguide. Every command says in one line what is wrong with its input,
-and then exits with code 2.
+A package adds commands by an entry point of the group `loupe.commands`: a function that is handed `command` (see
+`parser`) and the parsers of all commands by their names; `evaluate` calls the functions in its default `then` at its
+end. `loupe_lab` adds explain, predict, audit, fieldguide and `evaluate --report`. Every command says in one line what
+is wrong with its input, and then exits with code 2.
 """
 
 import argparse
@@ -13,13 +14,13 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.stats import binomtest
+from tqdm import tqdm
 
 from loupe_core.datasets import CUB200, SPLITS, PhotoFolder, open_set
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import write_whole
+from loupe_core.files.card import accuracy, add_to_card, area_seen, epoch_line, worth
 from loupe_core.files.checks import check_photographs
 from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
@@ -29,6 +30,7 @@ from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
+from loupe_core.start.first import first_model, open_init
 from loupe_core.start.options import TRAINING, add_training, choose
 from loupe_core.trainer import Trainer
 
@@ -57,21 +59,19 @@ def train(args: Arguments) -> None:
     if same := data.duplicates():
         listed = "; ".join(f"{a} = {b}" for a, b in same[:5]) + ("; ..." if len(same) > 5 else "")
         print(f"warning: {len(same)} pairs of photographs with the same content lie in two splits: {listed}")
-    recipe = choose(args, begun.get("model", {}), len(data))
-    if not args.from_scratch:
-        hub_or_cache(args.backbone)
+    init = open_init(args)
+    before = begun.get("model") or (init.config if init else {})
+    recipe = choose(args, before, len(data), data.class_names)
     torch.manual_seed(recipe.seed)  # of the gate's and the classifier's initial weights
-    site = () if args.bare else args.site[0] if len(args.site) == 1 else args.site
-    model = LoupeModel(args.backbone, num_classes=len(data.class_names), pretrained=not args.from_scratch,
-                       class_names=data.class_names, site=site, form=args.form, reduction=args.reduction,
-                       backbone_kwargs=dict(drop_path_rate=args.drop_path) if args.drop_path else None)
+    model = first_model(args, data.class_names, before, init)
     data.transform = transforms_for(model.data_config, **recipe.train_transform_options())
     val = data.with_split("val", transforms_for(model.data_config, train=False))
     trainer = Trainer(model, recipe, args.out, tracker=args.track)
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite)
+    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite,
+                       on_epoch_end=lambda row: tqdm.write(epoch_line(row)))
     if accelerator.is_main_process:
         _tell(args, model, trainer, rows, len(data), len(val))
 
@@ -81,7 +81,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
     best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
     chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
     card = model.generate_model_card(
-        backbone=f"{args.backbone}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
+        backbone=f"{model.backbone_name}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
@@ -102,11 +102,14 @@ def evaluate(args: Arguments) -> None:
     trainer = Trainer(model, recipe)
     result = trainer.evaluate(data)
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
-    print(found)
-    print(f"beside it: {worth(result.labels, model.num_classes)}; precision {trainer.accelerator.mixed_precision}")
+    lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
+             f"{trainer.accelerator.mixed_precision}; {area_seen(data)}",
+             f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}"]
+    print("\n".join(lines))
     if args.card:
-        _add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
-    print(f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}")
+        add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
+    for step in args.then:
+        step(args, model, data, lines)
 
 
 def export(args: Arguments) -> None:
@@ -124,7 +127,8 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
     """
     hub_or_cache(args.checkpoint)
     model = LoupeModel.from_pretrained(args.checkpoint)
-    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False),
+    whole = dict(crop_mode="border", crop_pct=1.0) if getattr(args, "whole", False) else {}
+    data = open_set(args.data, args.split, transform=transforms_for(model.data_config, train=False, **whole),
                     labels=args.labels, **run_of(args.checkpoint).get("cut", {}))
     if model.class_names:
         data.relabel(model.class_names)
@@ -139,30 +143,6 @@ def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
                          "chosen by; expected some")
     check_photographs(args.data, data.paths)
     return model, data
-
-
-def worth(labels: np.ndarray, num_classes: int) -> str:
-    """What an accuracy is to be compared with: chance, and always naming the largest class."""
-    return f"chance {1 / num_classes:.4f}, the largest class alone {np.bincount(labels).max() / len(labels):.4f}"
-
-
-def accuracy(split: str, right: int, n: int) -> str:
-    """For example: test accuracy 0.8950 (358 of 400 images; 95 % interval 0.8611 to 0.9214, Wilson)."""
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    return f"{split} accuracy {right / n:.4f} ({right} of {n} images; 95 % interval {low:.4f} to {high:.4f}, Wilson)"
-
-
-def _add_to_card(file: Path, line: str) -> None:
-    """Puts a line below the card's "## Metrics", in place of an earlier one of its split."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LoupeError(f"--card: {file} could not be read ({error.strerror}); expected a training's folder") from None
-    kept = [old for old in text.splitlines() if not old.startswith(line[: line.index(" accuracy")])]
-    if "## Metrics" not in kept:
-        raise LoupeError(f"--card: {file} has no line '## Metrics'; expected the model card that a training wrote")
-    at = kept.index("## Metrics") + 1
-    write_whole(file, "\n".join([*kept[:at], "", line, *kept[at + (kept[at : at + 1] == [""]):]]) + "\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -202,12 +182,15 @@ def parser() -> argparse.ArgumentParser:
 
     add_training(command(train, TRAINING))
 
-    p = command(evaluate, "Accuracy, loss and mean of the mask on one split.")
+    p = command(evaluate, "Accuracy, what it is worth, loss and mean of the mask on one split.")
+    p.set_defaults(then=[])
     add_data(p)
     add_checkpoint(p)
     p.add_argument("--batch-size", type=int, default=16, help="as in training; a step here takes four times as many")
     p.add_argument("--precision", default="no", help="no: fp32, as in `loupe audit`; bf16, fp16 or auto: faster on "
                    "some devices, and a few answers may differ")
+    p.add_argument("--whole", action="store_true", help="show the whole photograph, within borders of the mean "
+                   "colour, in place of a crop of its centre")
     p.add_argument("--card", action="store_true", help="write the accuracy into the checkpoint's model card as well")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
@@ -215,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", "--output", type=Path, default=Path("loupe.onnx"), help="file to write")
 
     for point in entry_points(group="loupe.commands"):
-        point.load()(command)
+        point.load()(command, commands.choices)
     return top
 
 

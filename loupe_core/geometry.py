@@ -21,6 +21,7 @@ from torchvision.transforms import functional as F
 from loupe_core.augment import randaugment_of
 from loupe_core.errors import LoupeError
 
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -60,48 +61,54 @@ class Geometry:
 
 
 class EvalTransform:
-    """Resize the shorter side to floor(size / crop_pct), crop the centre, normalise: timm's evaluation.
+    """Resize the shorter side to floor(size / crop_pct), crop the centre, normalise: timm's evaluation. Or, with
+    `crop_mode` "border", resize the longer side and fill up with the mean colour, so that nothing is cut away.
 
     The pixels are timm's own; what is added is the `Geometry`.
-    Call: RGB PIL image -> (tensor (3, H, W), Geometry).
+    Call: RGB PIL image -> (tensor (C, H, W), Geometry).
 
     Args:
         input_size: (H, W) in px, or one number for a square.
-        mean, std: per channel, for pixel values in [0, 1].
+        mean, std: per channel, for pixel values in [0, 1]: three values, or one for grey images (C = 1).
         crop_pct: fraction of the resized shorter side that is kept, in (0, 1].
         interpolation: one of `INTERPOLATIONS`.
+        crop_mode: timm's "center", "squash" (both sides to their own size) or "border".
 
     Raises:
         LoupeError: a setting that is out of range, by name.
     """
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
-                 crop_pct: float = 0.875, interpolation: str = "bicubic") -> None:
+                 crop_pct: float = 0.875, interpolation: str = "bicubic", crop_mode: str = "center") -> None:
         self.input_size = _check_size(input_size)
         _check_interpolation(interpolation)
+        self.grey = _is_grey(mean)
         if not 0 < crop_pct <= 1:
             raise LoupeError(f"crop_pct: found {crop_pct}, expected a fraction in (0, 1], such as 0.875")
+        if crop_mode not in CROP_MODES:
+            raise LoupeError(f"crop_mode: found {crop_mode!r}, expected one of {', '.join(CROP_MODES)}")
         pipeline = create_transform(self.input_size, is_training=False, interpolation=interpolation, mean=mean, std=std,
-                                    crop_pct=crop_pct)
+                                    crop_pct=crop_pct, crop_mode=crop_mode)
         self.resize, *self.crop_and_normalise = pipeline.transforms
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
-        resized = self.resize(image)
+        resized = self.resize(image.convert("L") if self.grey and image.mode == "RGB" else image)
         x = resized
         for step in self.crop_and_normalise:
             x = step(x)
         h, w = self.input_size
         # the two sides are rounded to whole pixels on their own, so their scales differ a little
         scale = (resized.height / image.height, resized.width / image.width)
-        # torchvision's centre crop: whole pixels, halves rounded to even
-        offset = (float(round((resized.height - h) / 2)), float(round((resized.width - w) / 2)))
+        # torchvision's centre crop: whole pixels, halves rounded to even; where pixels are filled in, rounded down
+        offset = tuple(float(round(more / 2) if more >= 0 else -(-more // 2))
+                       for more in (resized.height - h, resized.width - w))
         return x, Geometry((image.height, image.width), self.input_size, scale, offset)
 
 
 class TrainTransform:
     """Random resized crop, width / height from 3/4 to 4/3; mirror, one time in two; timm's RandAugment where asked.
 
-    Call: RGB PIL image -> (tensor (3, H, W), Geometry). The geometry is None with RandAugment, which shears
+    Call: RGB PIL image -> (tensor (C, H, W), Geometry). The geometry is None with RandAugment, which shears
     and rotates without leaving a record. Crop and mirror draw from torch's global generator, RandAugment from
     `random` and NumPy's global generator. DataLoader workers seed all three from torch's seed; without
     workers, seed all three yourself.
@@ -127,15 +134,17 @@ class TrainTransform:
         self.interpolation = _check_interpolation(interpolation)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise LoupeError(f"scale: found {scale}, expected two fractions of the area with 0 < least <= largest <= 1")
-        self.mean, self.std, self.scale = list(mean), list(std), scale
+        self.mean, self.std, self.scale, self.grey = list(mean), list(std), scale, _is_grey(mean)
         self.fast = fast and interpolation in ("bilinear", "bicubic")
         self.randaugment = None
         if randaugment is not None:
-            grey = tuple(min(255, round(255 * value)) for value in mean)  # fills what a shear leaves empty
-            self.randaugment = randaugment_of(randaugment, min(self.input_size), grey, interpolation, fast)
+            fill = tuple(min(255, round(255 * value)) for value in (tuple(mean) * 3)[:3])  # what a shear leaves empty
+            self.randaugment = randaugment_of(randaugment, min(self.input_size), fill, interpolation, fast)
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry | None]:
         h, w = self.input_size
+        if self.grey and image.mode == "RGB":
+            image = image.convert("L").convert("RGB")  # three equal channels, of which one is left at the end
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), [3 / 4, 4 / 3])
         if self.fast:
             x = torch.from_numpy(np.array(image.crop((left, top, left + width, top + height))))
@@ -153,12 +162,12 @@ class TrainTransform:
             sy, sx = h / height, w / width
             geometry = Geometry((image.height, image.width), (h, w), (sy, sx), (top * sy, left * sx), flipped)
         if self.fast:
-            x = x if torch.is_tensor(x) else F.pil_to_tensor(x)
+            x = (x if torch.is_tensor(x) else F.pil_to_tensor(x))[: len(self.mean)]
             # one pass from 8 bit, channels last, to floats, channels first; to_tensor takes two
             x = x.to(torch.get_default_dtype(), memory_format=torch.contiguous_format)
             mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
             return x.sub_(mean).div_(std), geometry
-        return F.normalize(F.to_tensor(x), self.mean, self.std, inplace=True), geometry
+        return F.normalize(F.to_tensor(x)[: len(self.mean)], self.mean, self.std, inplace=True), geometry
 
 
 def transforms_for(data_config: dict[str, Any], train: bool, **overrides: Any) -> EvalTransform | TrainTransform:
@@ -185,6 +194,13 @@ def _check_size(input_size: Any) -> tuple[int, int]:
     if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
         raise LoupeError(f"input_size: found {input_size}, expected (H, W) in whole pixels, such as (224, 224)")
     return int(size[0]), int(size[1])
+
+
+def _is_grey(mean: Any) -> bool:
+    if len(mean) not in (1, 3):
+        raise LoupeError(f"mean: found {len(mean)} values, but photographs have three channels, or one as grey images; "
+                         "expected tensors from a data set of your own for a model of other channels")
+    return len(mean) == 1
 
 
 def _check_interpolation(interpolation: str) -> InterpolationMode:

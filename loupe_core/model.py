@@ -5,19 +5,16 @@ Source: "The Loupe", section III; the paper's model is `LoupeModel("swin_base_pa
 
 from __future__ import annotations
 
-import difflib
 import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-import loupe_core.weights.swin_micro  # noqa: F401  (registers the model with timm)
 from loupe_core.errors import LoupeError, one_line
 from loupe_core.files.checkpoint import (
     CONFIG_NAME,
@@ -29,7 +26,9 @@ from loupe_core.files.checkpoint import (
     stored_weights,
 )
 from loupe_core.gate import Gate
-from loupe_core.sites import Layout, Site, attach, check_read, locate, put_back, to_maps
+from loupe_core.sites import Layout, Site, attach, check_read, put_back, to_maps
+from loupe_core.start.backbones import create_backbone, given_backbone, input_config
+from loupe_core.start.layers import find_places
 
 # A Loupe trained on all 48 field-guide species; `LoupeModel.from_pretrained(FIELDGUIDE)` needs no network.
 FIELDGUIDE = Path(__file__).parent / "weights" / "fieldguide_loupe"
@@ -49,13 +48,14 @@ class _Entrance:
     It also tells a model's own gates, and those of its replicas, from the gates of other models.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
+    def __init__(self, channels: int, size: tuple[int, int]) -> None:
+        self.channels, self.size = channels, size
 
     def note(self, module: nn.Module, inputs: tuple) -> None:
         """Forward pre-hook of the backbone, and of its first layer, which also meets `forward_features(x)`."""
-        if inputs and torch.is_tensor(inputs[0]) and inputs[0].ndim == 4 and inputs[0].shape[1] == 3:
-            self.size = _pass.size = tuple(inputs[0].shape[-2:])
+        x = inputs[0] if inputs else None
+        if torch.is_tensor(x) and x.ndim == 4 and x.shape[1] == self.channels:
+            self.size = _pass.size = tuple(x.shape[-2:])
             _pass.entrance = self
 
     def now(self) -> tuple[int, int]:
@@ -95,29 +95,34 @@ class SiteGate(Gate):
 class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pipeline_tag="image-classification",
                  tags=["fine-grained", "attention", "timm"], paper_url="https://arxiv.org/abs/2508.16663",
                  license="mit", model_card_template=CARD.read_text(encoding="utf-8")):
-    """A timm classifier whose features pass through a Loupe on their way.
+    """An image classifier, timm's or another, whose features pass through a Loupe on their way.
 
-    The backbone stays what it is: `model.backbone` is timm's own module, with its class, methods and state-dict names.
+    The backbone stays what it is: `model.backbone` is the module itself, with its class, methods and state-dict names.
     The gates are forward hooks on it; their weights are in `model.gates`.
 
     Args:
-        backbone: Name of a timm model, or a classifier from timm (used itself, not a copy; its head is replaced where
-            `num_classes` differs).
+        backbone: Name of a timm model, see `create_backbone`; or a classifier from timm (used itself, not a copy; its
+            head is replaced where `num_classes` differs); or any module that turns images into logits `(B, K)`, or an
+            object with such `logits`: `LoupeModel(torchvision.models.resnet50(), 1000, site="layer2")`. Its head, for
+            optimizer and probe, is its last linear layer; its images are 224 px, with ImageNet's mean and std, unless
+            `img_size` and `data_config` say otherwise; `from_pretrained` needs the module as `backbone` again.
         num_classes: Number of classes K.
         pretrained: Load the backbone's pretrained weights; only for a name.
         site: Where the gate stands: "stage1" to "stage4" (after the stage; "stage2" is the paper's), or
             "stage3.inside" (after the stage's downsampling, before its blocks). A list gives one gate for each, an
-            empty list the bare backbone. See `sites.find_sites`. After the last block of a ViT that classifies by
-            its class token, nothing reads the patches any more: such a site is refused.
+            empty list the bare backbone. See `sites.find_sites`. In a backbone that is not timm's, the dotted name of
+            a layer, see `find_places`. After the last block of a ViT that classifies by its class token, nothing
+            reads the patches any more: such a site is refused.
         form: "multiply" (the paper), "mix" or "residual", see `gate.Gate`.
         reduction: The gate's hidden layer has C // reduction channels; 4 is the authors' code.
         class_names: K names, kept with the weights.
         img_size: Side or (H, W) of the images, pixels. None takes the backbone's own.
         data_config: Values that replace the backbone's own `mean`, `std`, `interpolation` or `crop_pct`.
-        backbone_kwargs: Further arguments for `timm.create_model`, such as `drop_path_rate`.
+        backbone_kwargs: Further arguments for `timm.create_model`: `drop_path_rate`, `in_chans` for images of other
+            than three channels, or pretrained weights from a file, see `create_backbone`.
 
-    Attributes: `sites`, `form`, `reduction`, `num_classes`, `class_names`, `img_size` (H, W), `mean`, `std`,
-    `interpolation`, `crop_pct`, `backbone_name`; `data_config`, the last five as a dict with `input_size`.
+    Attributes: `sites`, `form`, `reduction`, `num_classes`, `class_names`, `in_chans`, `img_size` (H, W), `mean`,
+    `std`, `interpolation`, `crop_pct`, `backbone_name`; `data_config`, what `transforms_for` needs of them as a dict.
 
     Raises:
         LoupeError: The backbone, a site or the form is unknown; weights cannot be loaded; arguments do not fit.
@@ -135,21 +140,17 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
                 f"{len(class_names)} class_names for num_classes={num_classes}: expected a name for each class"
             )
         size = (img_size, img_size) if isinstance(img_size, int) else img_size and tuple(img_size)
-        self.backbone_kwargs = dict(backbone_kwargs or {})
         if isinstance(backbone, str):
-            self.backbone_name = backbone
-            backbone = _create_backbone(backbone, num_classes, pretrained, size, self.backbone_kwargs)
+            backbone, self.backbone_name, self.backbone_kwargs = create_backbone(
+                backbone, num_classes, pretrained, size, backbone_kwargs)
         else:
-            backbone = _given_backbone(backbone, num_classes)
-            self.backbone_name = backbone.pretrained_cfg["architecture"]
+            backbone, self.backbone_kwargs = given_backbone(backbone, num_classes), dict(backbone_kwargs or {})
+            known = getattr(backbone, "pretrained_cfg", None) or {}
+            self.backbone_name = known.get("architecture", type(backbone).__name__)
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
-        config = timm.data.resolve_model_data_config(backbone)
-        if unknown := set(data_config or {}) - set(config):
-            raise LoupeError(f"data_config has {sorted(unknown)}; expected some of {', '.join(config)}")
-        config |= data_config or {}
-        own_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-        self.img_size = tuple(size or own_size or config["input_size"][-2:])
+        config = input_config(backbone, size, data_config)
+        self.in_chans, self.img_size = config["input_size"][0], tuple(config["input_size"][1:])
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.interpolation, self.crop_pct = config["interpolation"], config["crop_pct"]
 
@@ -162,9 +163,9 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         self.backbone = backbone
         self.gates = nn.ModuleDict()
         weight = next(backbone.parameters())
-        places = locate(backbone, self.sites, self.img_size) if self.sites else []
+        places = find_places(backbone, self.sites, self.img_size, num_classes)
         check_read(backbone, places, self.img_size)
-        self.entrance = _Entrance(self.img_size)
+        self.entrance = _Entrance(self.in_chans, self.img_size)
         for place, layout in places:
             gate = SiteGate(place, layout, reduction, form, self.entrance)
             self.gates[gate.key] = gate.to(weight.device, weight.dtype)
@@ -174,7 +175,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
             module.register_forward_pre_hook(self.entrance.note)
 
     def forward(self, x: torch.Tensor, return_mask: bool = False) -> torch.Tensor | tuple:
-        """Images `(B, 3, H, W)`, normalised with `mean` and `std` -> logits `(B, K)`.
+        """Images `(B, in_chans, H, W)`, normalised with `mean` and `std` -> logits `(B, K)`.
 
         With `return_mask`: `(logits, mask)`, mask `(B, 1, h, w)`, or a list of masks where `site` was a list.
 
@@ -187,6 +188,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         _pass.model, _pass.masks, _pass.learns = self, {}, torch.is_grad_enabled()
         try:
             logits = self.backbone(x)
+            logits = getattr(logits, "logits", logits)  # as Hugging Face's models return them
             masks = [_pass.masks.get(key) for key in self.gates]
         finally:
             _pass.model, _pass.masks, _pass.learns = before
@@ -213,9 +215,9 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
 
     @property
     def data_config(self) -> dict:
-        """A dict for `transforms_for`, with `input_size` (3, H, W), `mean`, `std`, `interpolation` and `crop_pct`."""
-        return dict(input_size=(3, *self.img_size), mean=self.mean, std=self.std, interpolation=self.interpolation,
-                    crop_pct=self.crop_pct)
+        """A dict for `transforms_for`, with `input_size` (C, H, W), `mean`, `std`, `interpolation` and `crop_pct`."""
+        return dict(input_size=(self.in_chans, *self.img_size), mean=self.mean, std=self.std,
+                    interpolation=self.interpolation, crop_pct=self.crop_pct)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained(folder)`: weights as safetensors, all else as config.json."""
@@ -234,8 +236,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
             class_names=self.class_names,
             img_size=self.img_size,
             data_config=self.data_config,
-            # where the backbone's first weights came from is a path of one machine, and no longer needed
-            backbone_kwargs={k: v for k, v in self.backbone_kwargs.items() if not k.startswith("pretrained_cfg")},
+            backbone_kwargs=self.backbone_kwargs,
         )
 
     @classmethod
@@ -296,43 +297,6 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
             if value.is_floating_point() and not value.isfinite().all():
                 raise LoupeError(f"{file}: '{name}' holds NaN or infinite values; expected finite weights")
         return model.eval()
-
-
-def _create_backbone(name: str, num_classes: int, pretrained: bool, size, kwargs: dict) -> nn.Module:
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise LoupeError(f"backbone {name[:100]!r} is unknown to timm; expected the name of a timm model: {hint}")
-    try:
-        # Models of a fixed size take it when they are built; the others run on any size.
-        if size and timm.get_pretrained_cfg(name).fixed_input_size:
-            kwargs = {"img_size": size} | kwargs
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except LoupeError:
-        raise
-    except Exception as error:  # timm, the hub, and the file system each raise their own kinds
-        if pretrained and not isinstance(error, TypeError):
-            raise LoupeError(
-                f"backbone {name!r}: no pretrained weights could be loaded ({one_line(error)}); pass pretrained=False, "
-                "or a local file as backbone_kwargs={'pretrained_cfg_overlay': {'file': 'weights.safetensors'}}"
-            ) from error
-        raise LoupeError(f"backbone {name!r} cannot be built with {kwargs}: {one_line(error)}") from error
-
-
-def _given_backbone(backbone: nn.Module, num_classes: int) -> nn.Module:
-    kind = type(backbone).__name__
-    if not hasattr(backbone, "reset_classifier") or not getattr(backbone, "pretrained_cfg", None):
-        raise LoupeError(f"backbone is a {kind}; expected the name of a timm model, or a classifier from timm")
-    for module in backbone.modules():
-        if any(map(_is_gates, module._forward_hooks.values())):
-            raise LoupeError(
-                f"this {kind} already carries a gate; expected a bare one: call eject() on its LoupeModel first, or "
-                "pass copy.deepcopy(...) of a bare backbone"
-            )
-    if backbone.num_classes != num_classes:
-        backbone.reset_classifier(num_classes)
-    return backbone
 
 
 def _is_gates(hook: object) -> bool:

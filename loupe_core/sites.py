@@ -88,7 +88,7 @@ def locate(backbone: nn.Module, names: Iterable[str], input_size: tuple[int, int
     for name in names:
         if name not in sites:
             raise LoupeError(f"site {name!r} is unknown to {kind}; expected one of {', '.join(sites)}")
-    x = _pattern(backbone, input_size)
+    x = pattern(backbone, input_size)
     outputs = module_outputs(backbone, x, {sites[name].module for name in names})
     found = []
     for name in names:
@@ -124,8 +124,8 @@ def check_read(backbone: nn.Module, places: Sequence[tuple[Site, Layout]], input
     Raises:
         LoupeError: Nothing reads these features.
     """
-    x = _pattern(backbone, input_size)
-    if not places or x.is_meta or torch.is_inference_mode_enabled() or not hasattr(backbone, "get_classifier"):
+    x = pattern(backbone, input_size)
+    if not places or x.is_meta or torch.is_inference_mode_enabled():
         return
     if x.dtype == torch.float16:  # a gradient that is only small may round to zero
         return
@@ -145,14 +145,13 @@ def check_read(backbone: nn.Module, places: Sequence[tuple[Site, Layout]], input
         handles.append(classifier.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])))
     try:
         with eval_mode(backbone), torch.enable_grad():
-            backbone(x)
+            logits = backbone(x)
             # unequal weights: the plain sum of what a LayerNorm gives does not depend on its input
+            read = read or [getattr(logits, "logits", logits)]
             total = sum((inputs * _steps(inputs)).sum() for inputs in read)
     finally:
         for handle in handles:
             handle.remove()
-    if not read:
-        return
     maps = [maps for _, maps in features]
     gradients = torch.autograd.grad(total, maps, allow_unused=True) if total.requires_grad else [None] * len(maps)
     reached = {site for (site, _), gradient in zip(features, gradients) if gradient is not None and gradient.any()}
@@ -266,7 +265,12 @@ def put_back(maps: torch.Tensor, output: object, layout: Layout) -> object:
 
 
 def classifiers(backbone: nn.Module) -> list[nn.Module]:
-    """The classifiers of a timm backbone: one, or one for each class token of a distilled or two-scale model."""
+    """The classifiers of a timm backbone: one, or one for each class token of a distilled or two-scale model.
+
+    Of a backbone that is not timm's, its last linear layer, where it has one.
+    """
+    if not hasattr(backbone, "get_classifier"):
+        return [module for module in backbone.modules() if isinstance(module, nn.Linear)][-1:]
     found = backbone.get_classifier()
     return list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
 
@@ -286,10 +290,10 @@ def gate_of(model: nn.Module, site: str | None = None) -> nn.Module:
 
 
 def check_images(images: object) -> None:
-    """Raises LoupeError for anything but a tensor `(B, 3, H, W)` of one image or more."""
+    """Raises LoupeError for anything but a tensor `(B, C, H, W)` of one image or more."""
     if not torch.is_tensor(images) or images.ndim != 4 or len(images) == 0:
         found = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-        raise LoupeError(f"images: found {found}, expected a tensor (B, 3, H, W) of one image or more")
+        raise LoupeError(f"images: found {found}, expected a tensor (B, C, H, W) of one image or more")
 
 
 @contextmanager
@@ -304,9 +308,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _pattern(backbone: nn.Module, input_size: tuple[int, int]) -> torch.Tensor:
-    """One image `(1, 3, H, W)` whose patches all differ, on the backbone's device."""
-    return _steps(next(backbone.parameters()), (1, 3, *input_size))
+def input_channels(backbone: nn.Module) -> int:
+    """The channels of a backbone's images: what it says as `in_chans`, else those of its first convolution, else 3."""
+    first = next((m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d)), 3)
+    return getattr(backbone, "in_chans", first)
+
+
+def pattern(backbone: nn.Module, input_size: tuple[int, int]) -> torch.Tensor:
+    """One image `(1, C, H, W)` whose patches all differ, on the backbone's device."""
+    return _steps(next(backbone.parameters()), (1, input_channels(backbone), *input_size))
 
 
 def _steps(like: torch.Tensor, shape: Iterable[int] | None = None) -> torch.Tensor:

@@ -274,7 +274,7 @@ class Trainer:
         """One pass without gradients: the loss, the mean of M, and logits, labels, image ids in order."""
         model.eval()
         logits, labels, ids, means = [], [], [], []
-        for batch in loader:
+        for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if self.progress else True):
             out, masks = model(batch["image"], return_mask=True)
             # per image, so that a smaller last batch weighs what it should
             extra = torch.stack([per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),

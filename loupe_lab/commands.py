@@ -1,4 +1,4 @@
-"""The lab's commands of `loupe`: explain, audit and fieldguide. What they need is imported when they run."""
+"""The lab's commands of `loupe`: explain, predict, audit, fieldguide, evaluate --report. Each imports what it needs."""
 
 import argparse
 import io
@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
-from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained, worth
+from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
+from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError, printable
 from loupe_core.files.atomic import replaced
+from loupe_core.files.card import worth
 from loupe_core.files.folders import list_images
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
@@ -123,6 +125,61 @@ def _class_number(model: LoupeModel, args: Arguments) -> int | None:
                      f"{model.num_classes - 1}{known}")
 
 
+def predict(args: Arguments) -> None:
+    """Writes a table of what is likeliest on each photograph, and of what the mask does there."""
+    from tqdm import tqdm
+
+    from loupe_lab.evidence.answers import BATCH, answers, mask_columns, write_table
+
+    photographs = list_images(args.photo) if args.photo.is_dir() else [args.photo]
+    if not photographs:
+        raise LoupeError(f"{args.photo}: found no photograph in this folder; expected some, such as .jpg files")
+    if args.top < 1:
+        raise LoupeError(f"--top {args.top}: expected 1 or more")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise LoupeError(f"--out {args.out}: expected a file to write in a folder that is there")
+    hub_or_cache(args.checkpoint)
+    model = LoupeModel.from_pretrained(args.checkpoint)
+    if len(model.sites) > 1 and args.site is None:
+        raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
+    transform, top = transforms_for(model.data_config, train=False), min(args.top, model.num_classes)
+    names = model.class_names or [f"class {k}" for k in range(model.num_classes)]
+    rows, failed = [], 0
+    for first in tqdm(range(0, len(photographs), BATCH), desc="photographs, in batches", disable=None):
+        opened = []
+        for path in photographs[first : first + BATCH]:
+            try:
+                opened.append((path, *transform(open_image(path))))
+            except LoupeError as error:
+                failed += 1
+                print(f"loupe: {error}", file=sys.stderr)
+        found = answers(model, [x for _, x, _ in opened], args.site) if opened else []
+        for (path, _, geometry), (probabilities, mask) in zip(opened, found):
+            row = dict(file=path.relative_to(args.photo).as_posix() if args.photo.is_dir() else str(path))
+            for place, k in enumerate(probabilities.argsort()[::-1][:top], 1):
+                row |= {f"class_{place}": names[k], f"probability_{place}": round(float(probabilities[k]), 4)}
+            rows.append(row | mask_columns(mask, geometry))
+    if rows:
+        try:
+            write_table(args.out, rows)
+        except OSError as error:
+            raise LoupeError(f"--out {args.out}: could not be written ({error.strerror or error})") from error
+        print(f"{len(rows)} photographs: {printable(str(args.out))}")
+    if failed:
+        raise LoupeError(f"{args.photo}: {failed} of {len(photographs)} photographs could not be read, the lines above "
+                         "say why; all others are in the table")
+
+
+def report(args: Arguments, model: LoupeModel, data: CUB200 | PhotoFolder, lines: list[str]) -> None:
+    """After `evaluate`: writes its report where one was asked for."""
+    if args.report is None:
+        return
+    from loupe_lab.pages.report import write_report
+
+    write_report(args.report, model, data, lines)
+    print(f"report: {printable(str(args.report / 'index.html'))}")
+
+
 def audit(args: Arguments) -> None:
     """Prints what other masks in the place of the gate's own do."""
     import torch
@@ -167,8 +224,20 @@ def fieldguide(args: Arguments) -> None:
     print(f"{len(species) * (args.train + args.test)} drawn birds of {len(species)} species: {root}")
 
 
-def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[str, argparse.ArgumentParser]) -> None:
     """The entry point: see `loupe_core.cli`."""
+    p = parsers["evaluate"]
+    p.add_argument("--report", type=Path, metavar="FOLDER", help="also write a page there: what is taken for what, "
+                   "each class, the worst mistakes with their heatmaps; and every answer as a table")
+    p.set_defaults(then=[report])
+
+    p = command(predict, "Name photographs without labels: a table of the likeliest classes, and the mask in numbers.")
+    p.add_argument("photo", type=Path, help="an image file, or a folder of them, at any depth")
+    add_checkpoint(p)
+    p.add_argument("--out", type=Path, default=Path("predictions.csv"), help="CSV file to write")
+    p.add_argument("--top", type=int, default=5, help="how many classes of each photograph")
+    p.add_argument("--site", help="whose gate, where the model has several")
+
     p = command(explain, "Draw the mask, or another explanation, over one photograph or a folder of them, in their own "
                 "coordinates, and print the top 5.")
     p.add_argument("photo", type=Path, help="an image file, or a folder of them")

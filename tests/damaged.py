@@ -496,7 +496,8 @@ for value in (0, -96, 10**9, [96], [96, "x"], "96", [96, 96, 96], {}):
 for value in ([], "x", dict(mean="x"), dict(mean=[1]), dict(std=[0, 0, 0]), dict(std=[float("nan")] * 3),
               dict(crop_pct="x"), dict(crop_pct=0), dict(interpolation=7), dict(unknown=1), dict(input_size=9)):
     config(f"data_config {value!r}", data_config=value)
-for value in ([], "x", dict(no_such_option=1), dict(embed_dim=90_000), dict(depth=2_000), dict(depth=10**9),
+for value in ([], "x", dict(no_such_option=1), dict(in_chans=0), dict(in_chans="x"),
+              dict(in_chans=5_000), dict(in_chans=90_000), dict(embed_dim=90_000), dict(depth=2_000), dict(depth=10**9),
               dict(depth="x"),
               dict(checkpoint_path="weights.pth"), dict(pretrained=True), dict(pretrained_cfg=dict(file="x.pth")),
               dict(pretrained_cfg_overlay=dict(file="x.pth")), dict(cache_dir="/tmp"), dict(features_only=True)):

@@ -1,5 +1,6 @@
 """ONNX Runtime computes what torch computes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_a_model_in_training_is_exported_in_eval_mode_and_goes_on_training(tmp_p
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert session.get_inputs()[0].shape == [1, 3, 160, 160]
     np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_file_says_how_to_make_its_image_and_read_its_answer(tmp_path):
+    names, config = ["Dodo", "Ō'ō", "c", "d", "e"], dict(mean=(0.1, 0.2, 0.3), crop_pct=0.8, interpolation="bilinear")
+    model = build("test_convnext", site=["stage1", "stage3"], form="mix", class_names=names, data_config=config)
+    export_onnx(model, tmp_path / "model.onnx")
+    told = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    assert (told["backbone"], told["form"], told["interpolation"]) == ("test_convnext", "mix", "bilinear")
+    expected = dict(class_names=names, mean=[0.1, 0.2, 0.3], std=list(model.std), crop_pct=0.8,
+                    input_size=[3, *model.img_size], sites=["stage1", "stage3"])
+    assert {name: json.loads(told[name]) for name in expected} == expected
 
 
 def test_a_path_that_cannot_be_written_is_named_in_one_line(tmp_path):

@@ -16,6 +16,7 @@ from loupe_core.errors import LoupeError, one_line
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LARGEST_SIDE = 2048  # pixels; of the images of a checkpoint from elsewhere
+LARGEST_IMAGE = 3 * LARGEST_SIDE**2  # numbers
 # timm.create_model would open, fetch or even unpickle a file for these
 FILE_OPTIONS = {"cache_dir", "checkpoint_path", "features_only", "pretrained", "scriptable"}
 
@@ -44,7 +45,7 @@ def check_config(where: str, arguments: dict) -> None:
 
     def numbers(value) -> bool:
         kinds = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-        return kinds and len(value) == 3 and all(abs(v) < 1e6 for v in value)
+        return kinds and 0 < len(value) < 1000 and all(abs(v) < 1e6 for v in value)
 
     def texts(value) -> bool:
         return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
@@ -64,7 +65,9 @@ def check_config(where: str, arguments: dict) -> None:
 
     data = arguments.get("data_config")
     checks = dict(
-        backbone=(lambda v: isinstance(v, (str, nn.Module)), "the name of a timm model"),
+        # timm.create_model would open or fetch a file for local-dir:FOLDER and hf-hub:owner/name
+        backbone=(lambda v: isinstance(v, nn.Module) or isinstance(v, str) and not re.search("[:/\\\\]", v),
+                  "the name of a timm model"),
         num_classes=(whole, "a whole number from 1"),
         site=(lambda v: isinstance(v, str) or texts(v), "a site's name or a list of them"),
         form=(lambda v: isinstance(v, str), "a name"),
@@ -74,8 +77,8 @@ def check_config(where: str, arguments: dict) -> None:
         data_config=(lambda v: isinstance(v, dict), "an object with mean, std, ..."),
         backbone_kwargs=(options, "an object of modest numbers, without options that lead to files"),
         input_size=(lambda v: isinstance(v, (list, tuple)) and size(v[-2:]), f"sides up to {LARGEST_SIDE} pixels"),
-        mean=(numbers, "three numbers"),
-        std=(lambda v: numbers(v) and min(v) > 0, "three numbers above 0"),
+        mean=(numbers, "a number for each channel"),
+        std=(lambda v: numbers(v) and min(v) > 0, "a number above 0 for each channel"),
         crop_pct=(lambda v: isinstance(v, (int, float)) and 0.01 < v < 100, "a fraction such as 0.9"),
         interpolation=(lambda v: isinstance(v, str), "a name such as bicubic"),
     )
@@ -83,6 +86,11 @@ def check_config(where: str, arguments: dict) -> None:
     for name, (good, expected) in checks.items():
         if name in given and not good(given[name]):
             raise LoupeError(f"{where} has {name}={repr(given[name])[:80]}; expected {expected}")
+    channels, sides = given.get("backbone_kwargs", {}).get("in_chans", 3), given.get("img_size", LARGEST_SIDE)
+    H, W = (2 * list(sides) if isinstance(sides, (list, tuple)) else [sides, sides])[:2]
+    if not whole(channels) or channels * H * W > LARGEST_IMAGE:
+        raise LoupeError(f"{where} has in_chans={repr(channels)[:80]} for images of {H} x {W} pixels; expected a whole "
+                         f"number, and at most {LARGEST_IMAGE:,} numbers in an image")
 
 
 def stored_weights(file: str | Path) -> int:

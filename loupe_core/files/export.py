@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from importlib.util import find_spec
@@ -30,8 +31,9 @@ class _WithMask(nn.Module):
 def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True) -> list[str]:
     """Writes `model`, in eval mode, as an ONNX file; needs the packages onnx and onnxscript.
 
-    Input: "image" `(B, 3, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
+    Input: "image" `(B, C, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
     Outputs: "logits" `(B, K)`, and "mask" `(B, 1, h, w)`; with a list of sites "mask_stage2", ... one for each.
+    Its metadata say how to make such an image and read the answer, see `metadata_of`.
 
     Args:
         dynamic_batch: Let B vary; False fixes it to 1.
@@ -53,7 +55,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
     like = next(model.parameters())
     scratch = path.with_name(f"unfinished-{path.name}")
     # Two images, because torch.export takes a batch of one for a constant.
-    images = torch.zeros(2 if dynamic_batch else 1, 3, *model.img_size, dtype=like.dtype, device=like.device)
+    shape = (2 if dynamic_batch else 1, model.in_chans, *model.img_size)
+    images = torch.zeros(shape, dtype=like.dtype, device=like.device)
     try:
         with eval_mode(model):
             program = torch.onnx.export(
@@ -62,6 +65,7 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
                 dynamo=True, verbose=False)
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
+        program.model.metadata_props.update(metadata_of(model))
         remove(scratch)  # of a process that was killed
         scratch.mkdir()
         program.save(str(scratch / path.name))
@@ -74,3 +78,12 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
         with suppress(OSError):
             remove(scratch)
     return names
+
+
+def metadata_of(model: LoupeModel) -> dict[str, str]:
+    """What an exported file says of itself: `backbone`, `form` and `interpolation` as they are; as JSON `class_names`
+    (null where the model has none), `input_size` (C, H, W), `mean`, `std`, `crop_pct` and `sites`."""
+    facts = model.data_config | dict(class_names=model.class_names, form=model.form, sites=model.sites,
+                                     backbone=model.backbone_name)
+    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in facts.items()}

@@ -8,6 +8,7 @@ from huggingface_hub.utils import get_session
 
 from loupe_core.files.checkpoint import HUB_ID
 
+SOURCES = ("hf-hub", "hf_hub", "local-dir")  # timm's: hf-hub:owner/name, local-dir:FOLDER
 SECONDS = 5  # for the hub's first answer
 _set_here = False
 
@@ -27,7 +28,7 @@ def hub_or_cache(name: str | Path) -> None:
 def _is_on_hub(name: str | Path) -> bool:
     if Path(name).is_dir() or isinstance(name, Path):
         return False
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name) or name.partition(":")[0].lower() in SOURCES[:2]:
         return True
     config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return bool(config and config.hf_hub_id and not config.file)

@@ -1,1 +1,1 @@
-"""How a training begins: the first classifier, the optimizer's groups, the choice of a recipe."""
+"""How a training begins: the backbone, the first classifier, the optimizer's groups, the choice of a recipe."""

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from loupe_core.files.run_folder import best_of
 from loupe_core.gate import FORMS
 from loupe_core.recipe import RECIPES, Recipe
 from loupe_core.start.choose import default_backbone, default_form, default_recipe, is_drawn
@@ -46,13 +48,20 @@ def add_training(p: argparse.ArgumentParser) -> None:
     group.add_argument("--backbone", help="timm model name; if it is not given, swin_micro for drawn birds and "
                        "EfficientNet-Lite0 for photographs; the paper: swin_base_patch4_window7_224.ms_in22k")
     group.add_argument("--from-scratch", action="store_true", help="random weights instead of pretrained ones")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's pretrained weights from a file "
+                       "(.safetensors or .pth, with timm's names), where no hub can be asked")
+    group.add_argument("--init", type=best_of, metavar="CHECKPOINT", help="go on from a model of your own, with its "
+                       "gates: more epochs, or other classes")
+    group.add_argument("--img-size", type=int, metavar="PX", help="side of the images, in place of the backbone's own")
+    group.add_argument("--in-chans", type=int, choices=(1, 3), help="1: grey images; 3 if it is not given")
     group.add_argument("--drop-path", type=float, metavar="RATE", help="stochastic depth (Huang et al. 2016)")
     group = p.add_argument_group("the gate")
     group.add_argument("--site", nargs="+", help="stage1..stage4, stage3.inside, ...; several: multi-scale; stage2 if "
                        "it is not given; the paper: stage2")
     group.add_argument("--form", choices=FORMS, help="how the mask meets the features; if it is not given, residual "
                        "with finetune, else multiply; the paper: multiply")
-    group.add_argument("--reduction", type=int, default=16, help="hidden width of the gate: channels // reduction")
+    group.add_argument("--reduction", type=int, help="hidden width of the gate: channels // reduction; 16 if it is "
+                       "not given")
     group.add_argument("--bare", action="store_true", help="no gate: the baseline")
     _add_recipe(p)
 
@@ -75,12 +84,14 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
         group.add_argument(*names, default=argparse.SUPPRESS, help=about.replace("%", "%%"), **kind)
 
 
-def choose(args: argparse.Namespace, begun: dict, images: int) -> Recipe:
+def choose(args: argparse.Namespace, begun: dict, images: int, class_names: Sequence[str] = ()) -> Recipe:
     """The recipe of a training; what the user left open, in `args` too, is chosen here, and said in one line.
 
     Args:
-        begun: The configuration of the model that a training to go on with was begun with; else empty.
+        begun: The configuration of the model that a training to go on with was begun with, or of the one in `--init`;
+            else empty.
         images: Number of training images.
+        class_names: The classes of now; where a model of `--init` knows them all, its classifier stays as it is.
     """
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     args.backbone = args.backbone or begun.get("backbone") or default_backbone(is_drawn(args.data))
@@ -92,7 +103,10 @@ def choose(args: argparse.Namespace, begun: dict, images: int) -> Recipe:
     args.form = args.form or begun.get("form") or default_form(name)
     stood = begun.get("site", "stage2")
     args.site = args.site or ([stood] if isinstance(stood, str) else stood)
-    args.bare = args.bare or name == "probe" or not args.site  # a probe's gate would learn nothing
+    args.reduction = args.reduction or begun.get("reduction", 16)
+    args.bare = args.bare or name == "probe" and not args.init or not args.site  # a probe's gate would learn nothing
+    if args.init and name != "probe" and set(begun.get("class_names") or ()) >= set(class_names):
+        changes.setdefault("head", "new")
     print(f"recipe {name or 'of ' + str(args.out)}: {why}; backbone {args.backbone}, "
           + ("no gate" if args.bare else f"gate of the form {args.form}")
           + "; --recipe, --backbone and --form choose others")

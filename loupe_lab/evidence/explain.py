@@ -37,6 +37,7 @@ from loupe_core.sites import (
     to_maps,
     token_grid,
 )
+from loupe_core.start.layers import find_places, is_timms
 
 SWIN = (SwinTransformer, SwinTransformerV2)
 BATCH = 64  # images per forward pass, where a map needs many
@@ -44,10 +45,11 @@ BATCH = 64  # images per forward pass, where a map needs many
 
 def explain(model: nn.Module, images: torch.Tensor, method: str,
             target: int | str | Sequence[int | str] | torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-    """One map per image of where the model looked: `(B, 3, H, W)` -> `(B, h, w)`, float32, without gradient.
+    """One map per image of where the model looked: `(B, C, H, W)` -> `(B, h, w)`, float32, without gradient.
 
     - "mask": a value per cell of the gate. Option: `site`, where the model has several gates.
-    - "grad_cam": a value per cell of a site. Option: `site`; by default the features that the classifier reads.
+    - "grad_cam": a value per cell of a site. Option: `site`, or a layer of a backbone that is not timm's; by
+      default the features that the classifier reads.
     - "integrated_gradients": a signed value per pixel. Option: `steps` = 50.
     - "rollout": a value per patch; the same for any target.
     - "occlusion": a signed value per pixel. Options: `window` and `stride`, px; by default a 7th of the image's shorter
@@ -58,7 +60,7 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
 
     Args:
         model: a `LoupeModel`, or a classifier from timm.
-        images: `(B, 3, H, W)`, normalised, so that 0 is the mean colour.
+        images: `(B, C, H, W)`, normalised, so that 0 is the mean colour.
         method: one of `METHODS`.
         target: class to explain, by its number, or by its name where the model has names; or one per image. None takes
             the predicted ones, in one more forward pass.
@@ -119,7 +121,7 @@ def _mask(model, x, target, site: str | None = None) -> torch.Tensor:
 def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     """Selvaraju et al. 2017: the sum of the channels, each weighted by its mean gradient; negative values become 0."""
     backbone, size = _backbone(model), tuple(x.shape[-2:])
-    place, layout = locate(backbone, [site], size)[0] if site else _last_features(backbone, x)
+    place, layout = find_places(backbone, [site], size)[0] if site else _last_features(backbone, x)
     probe = nn.Identity()  # sees the features as (B, C, h, w), which is how captum's Grad-CAM reads them
 
     def hook(module, inputs, output):
@@ -257,6 +259,9 @@ def _last_features(backbone: nn.Module, x: torch.Tensor) -> tuple[Site, Layout]:
     Where the classifier reads a class token, the last `norm` has no gradient for the patches: then it is the first norm
     of the last block.
     """
+    if not is_timms(backbone):
+        raise LoupeError(f"grad_cam: found no site for {type(backbone).__name__}, which is no classifier from timm; "
+                         "expected site= the dotted name of one of its layers")
     site = [site for name, site in find_sites(backbone).items() if not name.endswith(".inside")][-1]
     by_token = getattr(backbone, "global_pool", "") == "token" and hasattr(backbone, "blocks")
     module = f"blocks.{len(backbone.blocks) - 1}.norm1" if by_token else "norm"
