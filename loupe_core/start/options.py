@@ -103,7 +103,7 @@ def choose(args: argparse.Namespace, begun: dict, images: int, class_names: Sequ
     args.form = args.form or begun.get("form") or default_form(name)
     stood = begun.get("site", "stage2")
     args.site = args.site or ([stood] if isinstance(stood, str) else stood)
-    args.reduction = args.reduction or begun.get("reduction", 16)
+    args.reduction = begun.get("reduction", 16) if args.reduction is None else args.reduction
     args.bare = args.bare or name == "probe" and not args.init or not args.site  # a probe's gate would learn nothing
     if args.init and name != "probe" and set(begun.get("class_names") or ()) >= set(class_names):
         changes.setdefault("head", "new")
