@@ -183,6 +183,7 @@ def report(args: Arguments, model: LoupeModel, data: CUB200 | PhotoFolder, lines
 def audit(args: Arguments) -> None:
     """Prints what other masks in the place of the gate's own do."""
     import torch
+    from tqdm import tqdm
 
     from loupe_lab.evidence.audit import ROWS, conclusion, gate_effect, table
 
@@ -198,10 +199,11 @@ def audit(args: Arguments) -> None:
         raise LoupeError(f"--seed {args.seed}: expected a whole number from 0 to 2**63 - 1")
     model, data = open_trained(args)
     chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
-    samples = [data[i] for i in chosen]
+    samples = [data[i] for i in tqdm(chosen, desc="photographs", leave=False, disable=None)]
     labels = torch.tensor([sample.label for sample in samples])
     effects = gate_effect(model, torch.stack([sample.image for sample in samples]), labels, site=args.site,
-                          seed=args.seed, only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)])
+                          seed=args.seed, only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)],
+                          progress=True)
     print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask; precision "
           "no")
     print(table(effects))

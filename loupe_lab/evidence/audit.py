@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
@@ -56,7 +57,8 @@ def shuffled(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None, *,
-                site: str | None = None, seed: int = 0, only: Sequence[str] | None = None) -> dict[str, Effect]:
+                site: str | None = None, seed: int = 0, only: Sequence[str] | None = None,
+                progress: bool = False) -> dict[str, Effect]:
     """What other masks in place of a gate's own do to the logits, by name; each is compared with the own mask.
 
     - "own": the mask itself, for its predictions.
@@ -76,6 +78,8 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
         seed: of "shuffled".
         only: the names to compute; None means all but "centre". "own" is always there, "own, eps 0" with any other of
             eps 0.
+
+        progress: show a bar on stderr, where that is a terminal.
 
     Raises:
         LoupeError: the model has no gate, several and no `site`, or not this one; images or labels have a wrong shape;
@@ -97,7 +101,8 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     def logits_with(name):
         weight = next(model.parameters())
         with replace_mask(gate, shuffled(seed) if name == "shuffled" else changes[name]):
-            return torch.cat([model(part.to(weight)).cpu().double() for part in images.split(64)])
+            parts = tqdm(images.split(64), desc=name, leave=False, disable=None if progress else True)
+            return torch.cat([model(part.to(weight)).cpu().double() for part in parts])
 
     def measure(suffix, reference=None):
         own = logits_with("own")
