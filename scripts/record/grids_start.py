@@ -22,12 +22,8 @@ _FIRST = dict(optimizer="adamw", lr=1e-3, lr_min=1e-6, backbone_lr_factor=0.1, l
               weight_decay=0.05, epochs=8, patience=8, batch_size=32, augment="crop", crop_min=0.5, head="probe",
               freeze_batchnorm=True, choose="accuracy")
 CANDIDATES = {
-    "first": {},
+    "backbone 1e-4": {},
     "backbone 3e-5": dict(backbone_lr_factor=0.03),
-    "backbone 3e-4": dict(backbone_lr_factor=0.3),
-    "one rate": dict(layer_decay=1.0),
-    "decay 0.6": dict(layer_decay=0.6),
-    "without warm-up, new head": dict(lr_warmup_epochs=0.0, head="new"),
 }
 
 
