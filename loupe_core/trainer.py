@@ -233,10 +233,10 @@ class Trainer:
                                      f"; expected a finite number: lower lr, or set precision to 'no'{kept}")
                 self.accelerator.backward(terms.total)
                 if self.accelerator.sync_gradients:
-                    if r.clip_grad:
-                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
                     for p in parts_of(self.model)[0] if alone else ():
                         p.grad = None  # what has no gradient stays, without weight decay too
+                    if r.clip_grad:
+                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
                 optimizer.step()
                 optimizer.zero_grad()
             if self.accelerator.sync_gradients:
@@ -248,11 +248,11 @@ class Trainer:
             sums, count = sums + n * values.cpu().double(), count + n
             right += (logits.detach().argmax(1) == batch["label"]).sum().item()
             bar.update()
-            if step == 0:
-                first = time.perf_counter()  # the first step takes longer than the others
-            if step == 10 and not bar.disable and bar.initial == epoch * len(loader):
-                minutes = (time.perf_counter() - first) / 10 * (r.epochs - epoch) * len(loader) / 60
-                bar.write(f"about {minutes:.1f} minutes for {r.epochs - epoch} epochs, fewer where it stops early")
+            if not bar.disable and bar.n == bar.initial + 1:
+                self._clock = time.perf_counter()  # the first step takes longer than the others
+            elif not bar.disable and bar.n == bar.initial + 11:
+                minutes = (time.perf_counter() - self._clock) / 10 * (bar.total - bar.n) / 60
+                bar.write(f"about {minutes:.1f} minutes more for {r.epochs} epochs, fewer where it stops early")
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()

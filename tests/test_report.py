@@ -211,10 +211,13 @@ def test_evaluate_says_how_much_it_sees_and_can_show_the_whole(walk, capsys):
 
 def test_a_training_prints_a_line_for_each_epoch(walk, tmp_path, capsys):
     assert main(["train", str(walk / "my photos"), "--out", str(tmp_path / "r"), "--recipe", "small", "--backbone",
-                 "swin_micro", "--epochs", "2"]) == 0
-    lines = re.findall(r"^epoch +(\d)   loss \d\.\d{4}   validation loss \d\.\d{4}, accuracy \d\.\d{4} .* \d+ s$",
-                       capsys.readouterr().out, re.M)
+                 "swin_micro", "--epochs", "2", "--batch-size", "3"]) == 0
+    told = capsys.readouterr().out
+    lines = re.findall(r"^epoch +(\d)   loss \d\.\d{4}   validation loss \d\.\d{4}, accuracy \d\.\d{4} .* \d+ s$", told,
+                       re.M)
     assert lines == ["1", "2"]
+    # 36 photographs in batches of 3 are 12 steps an epoch
+    assert re.search(r"^about \d\.\d minutes more for 2 epochs, fewer where it stops early$", told, re.M)
 
 
 def test_the_next_command_works_as_it_stands(walk, tmp_path, capsys):
