@@ -1,6 +1,7 @@
 """The lab's commands of `loupe`: explain, predict, audit, fieldguide, evaluate --report. Each imports what it needs."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def explain(args: Arguments) -> None:
 def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path) -> None:
     import numpy as np
     import torch
+    from PIL import Image
 
     from loupe_lab.evidence.explain import explain as explain_images
     from loupe_lab.pages.pictures import drawn, sampled
@@ -85,9 +87,12 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
     try:
         if path != args.photo:
             out.parent.mkdir(parents=True, exist_ok=True)
+        limits = (0, 1) if args.method == "mask" else (low, high)
+        encoded = io.BytesIO()  # to a file, Pillow writes half of a JPEG on a full disk, without a word
+        drawn(photograph, found, geometry, limits, args.alpha).save(
+            encoded, Image.registered_extensions()[out.suffix.lower()])
         with replaced(out) as beside:
-            limits = (0, 1) if args.method == "mask" else (low, high)
-            drawn(photograph, found, geometry, limits, args.alpha).save(beside)
+            beside.write_bytes(encoded.getvalue())
     except OSError as error:
         raise LoupeError(f"{out}: could not be written ({error.strerror or error}); "
                          "give --out a folder that exists and has room") from error

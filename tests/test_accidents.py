@@ -265,13 +265,15 @@ def test_a_console_that_cannot_show_a_name_stops_no_command(odd_birds, tmp_path,
     run = tmp_path / "run"
     code, out, err = said("train", odd_birds, "--out", run, *SMALL, "--check")
     assert code == 0 and "Traceback" not in err and ascii("知更鳥").strip("'") in out
-    code, out, _ = said("evaluate", odd_birds, "--checkpoint", run / "best", "--card")
-    assert code == 0 and "test accuracy" in out and "left out" not in out
+    code, out, err = said("evaluate", odd_birds, "--checkpoint", run / "best", "--card", "--report", run / "report")
+    assert code == 0 and "test accuracy" in out and "left out" not in out, err
+    code, _, err = said("predict", odd_birds, "--checkpoint", run / "best", "--out", run / "predictions.csv")
+    assert code == 0 and "Traceback" not in err, err
     code, out, err = said("explain", odd_birds, "--checkpoint", run / "best", "--out", tmp_path / "seen")
     assert code == 0 and len(list((tmp_path / "seen").rglob("*.png"))) == 24, err
     assert [line for line in out.splitlines() if line.startswith("lines")] == []  # no name breaks its line
     for file in run.rglob("*"):  # every text is UTF-8, and what it holds can be read again
-        if file.suffix in (".json", ".jsonl", ".md"):
+        if file.suffix in (".json", ".jsonl", ".md", ".csv", ".html"):
             file.read_text(encoding="utf-8", errors="strict")
     assert trained_on(run / "best", "train", "val") >= set(PhotoFolder(odd_birds).identities())
     next(odd_birds.rglob("*.png")).write_bytes(b"no photograph")
@@ -455,7 +457,7 @@ def test_what_has_no_room_is_as_it_was_before(birds, checkpoint, tmp_path):
     ended = in_child(write_all, str(folder), str(next(birds.rglob("*.png"))), str(checkpoint))
     for name, (code, err) in ended.items():
         last = err.splitlines()[-1]
-        assert code == 2 and re.search("File too large|encoder error", last) and str(folder) in last, (name, err)
+        assert code == 2 and "File too large" in last and str(folder) in last, (name, err)
         assert "Traceback" not in err
     assert contents(folder) == before
 

@@ -600,5 +600,5 @@ def test_another_split_of_a_set_is_what_its_constructor_gives_and_reads_nothing(
         assert found.transform is len and expected.transform is None
         for name in ("labels", "image_ids", "parts", "boxes"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    with pytest.raises(LoupeError, match="split: found 'all'"):
-        direct["train"].with_split("all")
+    with pytest.raises(LoupeError, match="split: found 'some', expected one of train, val, test, all"):
+        direct["train"].with_split("some")

@@ -30,8 +30,8 @@ class Progress:
 
 
 class RunFolder:
-    """`best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs), `log.jsonl`, `recipe.json`, and
-    `run.json` with the model's configuration and the images of training and validation.
+    """`best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs, with checksums of their files),
+    `log.jsonl`, `recipe.json`, and `run.json` with the model's configuration and the images of training and validation.
 
     Each is whole, or as it was before, whenever the process ends. Of several processes the main one writes; Accelerate
     lets the others add their part of a state.

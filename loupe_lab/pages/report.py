@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError
-from loupe_core.files.atomic import replaced
+from loupe_core.files.atomic import replaced, write_whole
 from loupe_core.heatmap import alt_text
 from loupe_core.model import LoupeModel
 from loupe_lab.evidence.answers import BATCH, answers, mask_columns, write_table
@@ -79,7 +79,7 @@ def write_report(folder: Path, model: LoupeModel, data: CUB200 | PhotoFolder, li
         with replaced(folder) as beside:
             beside.mkdir()
             write_table(beside / "predictions.csv", rows)
-            (beside / "index.html").write_text(page(model, data, found, names, site), encoding="utf-8")
+            write_whole(beside / "index.html", page(model, data, found, names, site))
     except OSError as error:
         raise LoupeError(f"--report {folder}: could not be written ({error.strerror or error}); give a folder that can "
                          "be made and has room") from error
