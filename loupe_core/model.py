@@ -249,7 +249,7 @@ class LoupeModel(nn.Module, PyTorchModelHubMixin, library_name="loupe-core", pip
         Args:
             folder_or_id: A folder; or "owner/name" on the Hugging Face hub, where there is no such folder.
             **kwargs: Passed on: `revision`, `cache_dir`, `token`, ...; `backbone` for a model that was built from a
-                changed timm module, which its name alone does not describe.
+                changed timm module, or one that is not timm's, which its name alone does not describe.
 
         Raises:
             LoupeError: No such folder or hub id; weights are missing, damaged, pickled, of another backbone, or hold

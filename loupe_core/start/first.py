@@ -59,7 +59,12 @@ def open_init(args: argparse.Namespace) -> LoupeModel | None:
         return None
     hub_or_cache(args.init)
     size = {} if args.img_size is None else dict(img_size=_side(args.img_size))
-    model = LoupeModel.from_pretrained(args.init, **size)
+    try:
+        model = LoupeModel.from_pretrained(args.init, **size)
+    except LoupeError as error:
+        if not size:
+            raise
+        raise LoupeError(f"--img-size {args.img_size}, for the model in --init: {error}") from error
     there = dict(backbone=model.backbone_name, site=list(model.sites), form=model.form, reduction=model.reduction,
                  in_chans=model.in_chans, drop_path=model.backbone_kwargs.get("drop_path_rate"),
                  bare=list(model.sites) or True, from_scratch="weights", weights="weights")

@@ -45,8 +45,9 @@ def add_training(p: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
     group.add_argument("--check", action="store_true", help="first read every photograph, and list the bad ones")
     group = p.add_argument_group("the backbone")
-    group.add_argument("--backbone", help="timm model name; if it is not given, swin_micro for drawn birds and "
-                       "EfficientNet-Lite0 for photographs; the paper: swin_base_patch4_window7_224.ms_in22k")
+    group.add_argument("--backbone", help="timm model name, hf-hub:owner/name or local-dir:FOLDER; if it is not given, "
+                       "swin_micro for drawn birds and EfficientNet-Lite0 for photographs; the paper: "
+                       "swin_base_patch4_window7_224.ms_in22k")
     group.add_argument("--from-scratch", action="store_true", help="random weights instead of pretrained ones")
     group.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's pretrained weights from a file "
                        "(.safetensors or .pth, with timm's names), where no hub can be asked")
@@ -105,7 +106,7 @@ def choose(args: argparse.Namespace, begun: dict, images: int, class_names: Sequ
     args.site = args.site or ([stood] if isinstance(stood, str) else stood)
     args.reduction = begun.get("reduction", 16) if args.reduction is None else args.reduction
     args.bare = args.bare or name == "probe" and not args.init or not args.site  # a probe's gate would learn nothing
-    if args.init and name != "probe" and set(begun.get("class_names") or ()) >= set(class_names):
+    if args.init and name not in (None, "probe") and set(begun.get("class_names") or ()) >= set(class_names):
         changes.setdefault("head", "new")
     print(f"recipe {name or 'of ' + str(args.out)}: {why}; backbone {args.backbone}, "
           + ("no gate" if args.bare else f"gate of the form {args.form}")

