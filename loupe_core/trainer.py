@@ -211,7 +211,9 @@ class Trainer:
 
     def _train_epoch(self, epoch, model, optimizer, schedule, loader, average, bar) -> dict:
         # A seed of its own for every epoch: a resumed run then draws what an uninterrupted one would have drawn.
-        set_seed(self.recipe.seed * 100_003 + epoch, device_specific=True)
+        # NumPy takes seeds below 2**32, and each process adds its number to it.
+        most = 2**32 - self.accelerator.num_processes
+        set_seed((self.recipe.seed * 100_003 + epoch) % most, device_specific=True)
         loader.set_epoch(epoch)
         model.train()
         r, alone = self.recipe, epoch < self.recipe.freeze_epochs
