@@ -178,6 +178,16 @@ class RunFolder:
             model.save_pretrained(folder)
 
 
+def check_processes(accelerator: Accelerator) -> None:
+    """Raises LoupeError where several processes were started, as by torchrun, and Accelerate does not join them, which
+    it does on a processor only when it is told to: each would train alone, into the folder of the others.
+    """
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started.isdigit() and int(started) > 1 == accelerator.num_processes:
+        raise LoupeError(f"training: found {started} processes that Accelerate does not join on {accelerator.device}; "
+                         "set ACCELERATE_USE_CPU=true, or start one process")
+
+
 def write_checksums(folder: Path) -> None:
     """Writes `checksums.json` into a folder: file -> SHA-256 of what it holds. It takes about 0.7 s per GB."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
