@@ -37,12 +37,13 @@ class Recipe:
     """
 
     optimizer: str = _choice("lion", "Lion (Chen et al. 2023) or AdamW", choices=("lion", "adamw"), paper="lion")
-    lr: float = _choice(1e-5, "learning rate at the first step", above=0, paper="1e-5")
+    lr: float = _choice(1e-5, "learning rate at the first step", above=0, most=1e6, paper="1e-5")
     lr_min: float = _choice(1e-7, "learning rate where the cosine ends", least=0)
     lr_warmup_epochs: float = _choice(0.0, "the rates rise to their first values over so many epochs, at most half of "
                                       "all", least=0)
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
-                                        "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0)
+                                        "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0,
+                                        most=1e6)
     layer_decay: float = _choice(1.0, "each layer of the backbone learns at this factor of the next one's rate",
                                  above=0, most=1)
     weight_decay: float = _choice(0.02, "decoupled weight decay; the authors' code: in effect 0", least=0, paper="0.02")

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
 from loupe_core.errors import LoupeError
-from loupe_core.files.run_folder import Progress, RunFolder
+from loupe_core.files.run_folder import Progress, RunFolder, check_processes
 from loupe_core.files.signals import Stopped, on_signals
 from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
 from loupe_core.model import LoupeModel
@@ -69,7 +69,7 @@ class Trainer:
         tracker: Also send every epoch's row to "tensorboard", "wandb" or another of Accelerate's trackers.
 
     Raises:
-        LoupeError: The tracker is not installed.
+        LoupeError: The tracker is not installed; or several processes were started that Accelerate does not join.
     """
 
     def __init__(self, model: LoupeModel, recipe: Recipe | None = None, out_dir: str | Path | None = None,
@@ -94,6 +94,7 @@ class Trainer:
             project_dir=str(self.out_dir or "."),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
         )
+        check_processes(self.accelerator)
         self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
                               self.recipe.label_smoothing)
@@ -211,7 +212,9 @@ class Trainer:
 
     def _train_epoch(self, epoch, model, optimizer, schedule, loader, average, bar) -> dict:
         # A seed of its own for every epoch: a resumed run then draws what an uninterrupted one would have drawn.
-        set_seed(self.recipe.seed * 100_003 + epoch, device_specific=True)
+        # NumPy takes seeds below 2**32, and each process adds its number to it.
+        most = 2**32 - self.accelerator.num_processes
+        set_seed((self.recipe.seed * 100_003 + epoch) % most, device_specific=True)
         loader.set_epoch(epoch)
         model.train()
         r, alone = self.recipe, epoch < self.recipe.freeze_epochs

@@ -246,6 +246,12 @@ def test_wrong_recipe_value(capsys, birds, tmp_path):
     (["--workers", "-2"], "workers=-2; expected a whole number of -1 or more"),
     (["--lr", "fast"], "--lr: invalid float value: 'fast'; `loupe train --help`"),
     (["--freeze-batchnorm", "False"], "unrecognized arguments: False"),
+    (["--lr", "1e300"], "lr=1e+300; expected a finite number above 0 and of at most 1000000.0"),
+    (["--backbone-lr-factor", "1e300"], "backbone_lr_factor=1e+300; expected a finite number of 0 or more and of at"),
+    (["--drop-path", "1"], "--drop-path 1.0: expected a rate in [0, 1)"),
+    (["--drop-path", "nan"], "--drop-path nan: expected a rate in [0, 1)"),
+    (["--bare", "--site", "stage1"], "found --bare and --site, which is of a gate; expected one of them"),
+    (["--bare", "--reduction", "4"], "found --bare and --reduction, which is of a gate"),
     (["--reduction", "0"], "reduction=0 given to the Loupe: expected a whole number of 1 or more"),
 ])
 def test_every_number_of_a_training_is_checked_in_one_line(capsys, birds, tmp_path, words, says):

@@ -10,6 +10,7 @@ from PIL import Image
 from loupe_core import LoupeError, PhotoFolder
 from loupe_core.cli import main
 from loupe_core.files.folders import SPLIT_NAMES, list_images
+from loupe_core.files.run_folder import RunFolder
 
 
 def write(root, *paths):
@@ -170,6 +171,29 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_to_be_overwritten(noi
     assert (out / "best" / "model.safetensors").read_bytes() == best and (out / "states" / "epoch-0001").is_dir()
     assert run(capsys, "train", noise, "--out", out, *SMALL, "--seed", "1", "--overwrite")[0] == 0
     assert (out / "best" / "model.safetensors").read_bytes() != best
+
+
+@pytest.mark.parametrize("name", ["best", "states"])
+def test_a_class_that_is_called_like_a_part_of_a_run_is_never_written_over(noise, tmp_path, capsys, name):
+    (noise / "wren").rename(noise / name)
+    before = sorted(noise.rglob("*"))
+    for words in ([], ["--overwrite"], ["--resume"]):
+        code, _, line = run(capsys, "train", noise, "--out", noise, *SMALL, *words)
+        assert code == 2 and f"{noise / name}: found a folder that no training wrote" in line
+        assert "--overwrite" not in line and sorted(noise.rglob("*")) == before
+
+
+def test_all_processes_look_for_an_earlier_run_before_the_main_one_begins(tmp_path):
+    class Processes:
+        is_main_process, waited = True, False
+
+        def wait_for_everyone(self):
+            assert not (tmp_path / "recipe.json").exists()
+            self.waited = True
+
+    processes = Processes()
+    RunFolder(tmp_path, processes).begin({}, {}, overwrite=False)
+    assert processes.waited and (tmp_path / "recipe.json").exists()
 
 
 @pytest.mark.parametrize("change, says", [

@@ -294,6 +294,12 @@ def test_what_was_chosen_at_the_start_is_kept_when_a_training_goes_on(colours, t
     assert "of 12 images" in capsys.readouterr().out  # half of 24, as the training was told
 
 
+def test_a_table_without_rows_is_told_in_one_line(colours, tmp_path):
+    (tmp_path / "t.csv").write_text("file,label\n\n", encoding="utf-8")
+    with pytest.raises(LoupeError, match="t.csv: found no row below the names of its columns"):
+        PhotoFolder(colours / "flat", labels=tmp_path / "t.csv")
+
+
 def test_labels_from_a_table(colours, tmp_path, capsys):
     table = colours / "labels.csv"
     data = PhotoFolder(colours / "flat", "train", labels=table)

@@ -70,6 +70,16 @@ def test_a_wrong_choice_is_named_in_one_line(wrong):
     assert "\n" not in str(caught.value)
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    with pytest.raises(LoupeError, match="found 2 processes that Accelerate does not join on .*; set ACCELERATE_USE"):
+        Trainer(tiny_model(), Recipe(**RECIPE), progress=False)
+
+
+def test_every_seed_that_a_recipe_takes_can_be_trained_with():
+    assert len(trained(epochs=1, seed=2**32 - 1).history) == 1
+
+
 def test_training_learns_the_colours_and_records_every_term():
     trainer = trained(epochs=10)
     first, last = trainer.history[0], trainer.history[-1]

@@ -24,8 +24,8 @@ def listed(root: Path, table: Path) -> Photographs:
     passed over.
 
     Raises:
-        LoupeError: A column is missing; a row names no photograph, one a second time, or no known split; or a class has
-            no training photographs.
+        LoupeError: A column or every row is missing; a row names no photograph, one a second time, or no known split;
+            or a class has no training photographs.
     """
     if not root.is_dir():
         raise LoupeError(f"{root}: found no such folder, expected photographs in it; check the path")
@@ -69,6 +69,8 @@ def listed(root: Path, table: Path) -> Photographs:
         found.names.append(below)
         found.splits.append(split)
         found.labels.append(found.class_names.index(label))
+    if not rows:
+        raise LoupeError(f"{table}: found no row below the names of its columns, expected one for each photograph")
     trained = {label for label, split in zip(found.labels, found.splits) if split in ("", "train")}
     if untrained := [name for k, name in enumerate(found.class_names) if k not in trained]:
         raise LoupeError(f"{table}: found the class {untrained[0]!r} without training photographs, expected some")

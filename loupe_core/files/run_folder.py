@@ -52,14 +52,21 @@ class RunFolder:
             overwrite: Begin in the place of an earlier run.
 
         Raises:
-            LoupeError: The folder holds a run, or it cannot be made.
+            LoupeError: The folder holds a run, or a folder of another's with a name that a run needs; or it cannot be
+                made.
         """
+        for name, ours in (("best", "config.json"), ("states", "epoch-*")):
+            folder = self.path / name
+            if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(ours)):
+                raise LoupeError(f"{folder}: found a folder that no training wrote, where one would keep its own; give "
+                                 "another --out")
         there = [name for name in ("states", "best", "recipe.json") if os.path.exists(self.path / name)]
         if there and not overwrite:
             done = f"{len((self.path / 'log.jsonl').read_bytes().splitlines())} epochs" \
                 if (self.path / "log.jsonl").is_file() else there[0]
             raise LoupeError(f"{self.path}: found a training here already ({done}); expected an empty or a new folder: "
                              "go on with --resume, begin again in its place with --overwrite, or give another --out")
+        self.accelerator.wait_for_everyone()  # or a slower process would find what the main one now writes
         if self.accelerator.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -169,6 +176,16 @@ class RunFolder:
         """Writes `best/`."""
         with replaced(self.path / "best") as folder:
             model.save_pretrained(folder)
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raises LoupeError where several processes were started, as by torchrun, and Accelerate does not join them, which
+    it does on a processor only when it is told to: each would train alone, into the folder of the others.
+    """
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started.isdigit() and int(started) > 1 == accelerator.num_processes:
+        raise LoupeError(f"training: found {started} processes that Accelerate does not join on {accelerator.device}; "
+                         "set ACCELERATE_USE_CPU=true, or start one process")
 
 
 def write_checksums(folder: Path) -> None:

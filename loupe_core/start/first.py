@@ -30,6 +30,8 @@ def first_model(args: argparse.Namespace, class_names: Sequence[str], begun: dic
         if (kept := with_classes(init, class_names)) < len(class_names):
             print(f"--init: {kept} of {len(class_names)} classes are known to {args.init}; the others begin anew")
         return init
+    if args.drop_path is not None and not 0 <= args.drop_path < 1:
+        raise LoupeError(f"--drop-path {args.drop_path}: expected a rate in [0, 1), such as 0.1")
     if args.weights and args.from_scratch:
         raise LoupeError("found --weights and --from-scratch; expected one of them")
     # What a training was begun with is named by the architecture alone, which knows neither size nor mean of a tag.

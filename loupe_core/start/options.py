@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from loupe_core.errors import LoupeError
 from loupe_core.files.run_folder import best_of
 from loupe_core.gate import FORMS
 from loupe_core.recipe import RECIPES, Recipe
@@ -93,7 +94,13 @@ def choose(args: argparse.Namespace, begun: dict, images: int, class_names: Sequ
             else empty.
         images: Number of training images.
         class_names: The classes of now; where a model of `--init` knows them all, its classifier stays as it is.
+
+    Raises:
+        LoupeError: An option of the gate beside `--bare`; or as in `Recipe`.
     """
+    if args.bare and not args.init and (given := [name for name in ("site", "form", "reduction")
+                                                  if getattr(args, name) is not None]):
+        raise LoupeError(f"found --bare and --{given[0]}, which is of a gate; expected one of them")
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     args.backbone = args.backbone or begun.get("backbone") or default_backbone(is_drawn(args.data))
     name, why = default_recipe(images, args.backbone, not args.from_scratch)
