@@ -609,7 +609,7 @@ def test_check_names_every_photograph_that_cannot_be_read(birds, tmp_path, capsy
     assert code == 2 and len(lines) == 4 and f"3 of {count} photographs cannot be read, the lines above" in lines[3]
     for file, says in zip((files[0], files[5], files[9]), ("no image format", "broken or unusual", "an empty file")):
         assert any(str(file) in line and says in line for line in lines), (file, lines)
-    assert "reading photographs" in err and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
 
 
 # ---- words

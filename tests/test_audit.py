@@ -200,7 +200,7 @@ def test_modes_hooks_and_eps_are_restored_also_after_an_error():
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (dict(images=torch.zeros(3, 112, 112)), r"found \(3, 112, 112\), expected a tensor \(B, 3, H, W\)"),
+    (dict(images=torch.zeros(3, 112, 112)), r"found \(3, 112, 112\), expected a tensor \(B, C, H, W\)"),
     (dict(images="birds"), "images: found str"),
     (dict(labels=torch.zeros(3)), r"found labels \(3,\) for 2 images"),
     (dict(site="stage3"), "no gate for site='stage3' .* expected site= one of stage2"),

@@ -33,7 +33,7 @@ def check_photographs(root: str | Path, paths: Sequence[str], read: bool = False
     workers = min(8, os.cpu_count() or 1) if len(paths) > 20 * _BATCH else 0  # a process takes a while to start
     loader = DataLoader(_Faults(paths), _BATCH, collate_fn=list, num_workers=workers)
     faults = []
-    with tqdm(total=len(paths), desc="reading photographs", file=sys.stderr) as bar:
+    with tqdm(total=len(paths), desc="reading photographs", disable=None) as bar:
         for batch in loader:
             faults += filter(None, batch)
             bar.update(len(batch))
