@@ -141,7 +141,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(walk, tmp_path
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["index.html", "predictions.csv"]
 
 
-def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path):
+def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path, capsys):
     torch.manual_seed(0)
     LoupeModel("swin_micro", num_classes=4, site=(), class_names=sorted(NAMES)).save_pretrained(tmp_path / "bare")
     assert main(["evaluate", str(walk / "my photos"), "--split", "all", "--checkpoint", str(tmp_path / "bare"),
@@ -149,6 +149,10 @@ def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path):
     page = read_page(tmp_path / "report" / "index.html")
     assert len(page.references) == 1 + 2 * report.MISTAKES and "beside its Grad-CAM:" in " ".join(page.texts)
     assert rows_of(tmp_path / "report" / "predictions.csv")[0]["mask_mean"] == ""
+    said = capsys.readouterr().out
+    assert "   no mask\n" in said and "nan" not in said
+    assert main(["audit", str(walk / "my photos"), "--split", "all", "--checkpoint", str(tmp_path / "bare")]) == 2
+    assert "holds a bare backbone, which has no mask; expected a model with a gate" in capsys.readouterr().err
 
 
 def test_many_classes_are_listed_by_what_is_taken_for_what():
