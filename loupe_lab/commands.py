@@ -167,7 +167,7 @@ def predict(args: Arguments) -> None:
         print(f"{len(rows)} photographs: {printable(str(args.out))}")
     if failed:
         raise LoupeError(f"{args.photo}: {failed} of {len(photographs)} photographs could not be read, the lines above "
-                         "say why; all others are in the table")
+                         f"say why; {'all others are in the table' if rows else 'no table was written'}")
 
 
 def report(args: Arguments, model: LoupeModel, data: CUB200 | PhotoFolder, lines: list[str]) -> None:

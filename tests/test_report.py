@@ -129,6 +129,14 @@ def test_wrong_words_of_predict(walk, capsys, words, says):
     assert says in capsys.readouterr().err
 
 
+def test_no_table_is_written_where_no_photograph_can_be_read(walk, tmp_path, capsys):
+    (tmp_path / "a b.jpg").write_bytes(b"no image")
+    assert main(["predict", str(tmp_path), "--checkpoint", str(walk / "my run"), "--out", str(tmp_path / "p.csv")]) == 2
+    assert "1 of 1 photographs could not be read, the lines above say why; no table was written" in \
+        capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(walk, tmp_path, capsys):
     words = ["evaluate", str(walk / "my photos"), "--checkpoint", str(walk / "my run"), "--report"]
     (tmp_path / "thesis").mkdir()
