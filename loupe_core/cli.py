@@ -104,7 +104,7 @@ def evaluate(args: Arguments) -> None:
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
     lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
              f"{trainer.accelerator.mixed_precision}; {area_seen(data)}",
-             f"loss {result.loss:.4f}   mean of the mask {result.mask_mean:.4f}"]
+             f"loss {result.loss:.4f}   " + (f"mean of the mask {result.mask_mean:.4f}" if model.sites else "no mask")]
     print("\n".join(lines))
     if args.card:
         add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")

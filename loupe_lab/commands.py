@@ -167,7 +167,7 @@ def predict(args: Arguments) -> None:
         print(f"{len(rows)} photographs: {printable(str(args.out))}")
     if failed:
         raise LoupeError(f"{args.photo}: {failed} of {len(photographs)} photographs could not be read, the lines above "
-                         "say why; all others are in the table")
+                         f"say why; {'all others are in the table' if rows else 'no table was written'}")
 
 
 def report(args: Arguments, model: LoupeModel, data: CUB200 | PhotoFolder, lines: list[str]) -> None:
@@ -198,6 +198,8 @@ def audit(args: Arguments) -> None:
     if not 0 <= args.seed < 2**63:
         raise LoupeError(f"--seed {args.seed}: expected a whole number from 0 to 2**63 - 1")
     model, data = open_trained(args)
+    if not model.sites:
+        raise LoupeError(f"{args.checkpoint} holds a bare backbone, which has no mask; expected a model with a gate")
     chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
     samples = [data[i] for i in tqdm(chosen, desc="photographs", leave=False, disable=None)]
     labels = torch.tensor([sample.label for sample in samples])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loupe_core import LoupeError, PhotoFolder
+from loupe_core import LoupeError, LoupeModel, PhotoFolder
 from loupe_core.cli import main
 from loupe_core.files.folders import SPLIT_NAMES, list_images
 from loupe_core.files.run_folder import RunFolder
@@ -169,6 +169,8 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_to_be_overwritten(noi
     code, _, line = run(capsys, "train", noise, "--out", out, *SMALL, "--seed", "1")
     assert code == 2 and "found a training here already (1 epochs)" in line and "--resume" in line
     assert (out / "best" / "model.safetensors").read_bytes() == best and (out / "states" / "epoch-0001").is_dir()
+    with pytest.raises(LoupeError, match=r"is the folder of a training; expected the model in it, .*best$"):
+        LoupeModel.from_pretrained(out)
     assert run(capsys, "train", noise, "--out", out, *SMALL, "--seed", "1", "--overwrite")[0] == 0
     assert (out / "best" / "model.safetensors").read_bytes() != best
 
@@ -194,6 +196,17 @@ def test_all_processes_look_for_an_earlier_run_before_the_main_one_begins(tmp_pa
     processes = Processes()
     RunFolder(tmp_path, processes).begin({}, {}, overwrite=False)
     assert processes.waited and (tmp_path / "recipe.json").exists()
+
+
+def test_a_training_that_broke_off_before_its_first_model_is_told_as_such(noise, tmp_path, capsys):
+    out = tmp_path / "run"
+    for file in noise.rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert run(capsys, "train", noise, "--out", out, *SMALL)[0] == 2 and not (out / "best").exists()
+    code, _, line = run(capsys, "train", noise, "--out", out, *SMALL)
+    assert code == 2 and "found a training here already (nothing kept yet: " in line and "--overwrite" in line
+    code, _, line = run(capsys, "evaluate", noise, "--checkpoint", out)
+    assert code == 2 and "holds a training that has kept no model yet" in line
 
 
 @pytest.mark.parametrize("change, says", [

@@ -129,6 +129,14 @@ def test_wrong_words_of_predict(walk, capsys, words, says):
     assert says in capsys.readouterr().err
 
 
+def test_no_table_is_written_where_no_photograph_can_be_read(walk, tmp_path, capsys):
+    (tmp_path / "a b.jpg").write_bytes(b"no image")
+    assert main(["predict", str(tmp_path), "--checkpoint", str(walk / "my run"), "--out", str(tmp_path / "p.csv")]) == 2
+    assert "1 of 1 photographs could not be read, the lines above say why; no table was written" in \
+        capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(walk, tmp_path, capsys):
     words = ["evaluate", str(walk / "my photos"), "--checkpoint", str(walk / "my run"), "--report"]
     (tmp_path / "thesis").mkdir()
@@ -141,7 +149,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(walk, tmp_path
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["index.html", "predictions.csv"]
 
 
-def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path):
+def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path, capsys):
     torch.manual_seed(0)
     LoupeModel("swin_micro", num_classes=4, site=(), class_names=sorted(NAMES)).save_pretrained(tmp_path / "bare")
     assert main(["evaluate", str(walk / "my photos"), "--split", "all", "--checkpoint", str(tmp_path / "bare"),
@@ -149,6 +157,10 @@ def test_a_bare_backbones_mistakes_stand_beside_grad_cam(walk, tmp_path):
     page = read_page(tmp_path / "report" / "index.html")
     assert len(page.references) == 1 + 2 * report.MISTAKES and "beside its Grad-CAM:" in " ".join(page.texts)
     assert rows_of(tmp_path / "report" / "predictions.csv")[0]["mask_mean"] == ""
+    said = capsys.readouterr().out
+    assert "   no mask\n" in said and "nan" not in said
+    assert main(["audit", str(walk / "my photos"), "--split", "all", "--checkpoint", str(tmp_path / "bare")]) == 2
+    assert "holds a bare backbone, which has no mask; expected a model with a gate" in capsys.readouterr().err
 
 
 def test_many_classes_are_listed_by_what_is_taken_for_what():

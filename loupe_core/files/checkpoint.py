@@ -34,6 +34,11 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds {pickles[0]} but no {WEIGHTS_NAME}: pickled weights can run code and are not read; save "
             "the model with save_pretrained"
         )
+    if (folder / "best" / CONFIG_NAME).is_file():
+        raise LoupeError(f"{folder} is the folder of a training; expected the model in it, {folder / 'best'}")
+    if "recipe.json" in files:
+        raise LoupeError(f"{folder} holds a training that has kept no model yet; expected one with {folder / 'best'}: "
+                         "let it go on, or train again")
     raise LoupeError(f"{folder} holds no {WEIGHTS_NAME}; expected a folder that save_pretrained wrote")
 
 

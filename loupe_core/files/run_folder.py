@@ -62,8 +62,9 @@ class RunFolder:
                                  "another --out")
         there = [name for name in ("states", "best", "recipe.json") if os.path.exists(self.path / name)]
         if there and not overwrite:
-            done = f"{len((self.path / 'log.jsonl').read_bytes().splitlines())} epochs" \
-                if (self.path / "log.jsonl").is_file() else there[0]
+            done = "nothing kept yet: it was stopped, or runs now" if there == ["recipe.json"] else there[0]
+            if (log := self.path / "log.jsonl").is_file():
+                done = f"{len(log.read_bytes().splitlines())} epochs"
             raise LoupeError(f"{self.path}: found a training here already ({done}); expected an empty or a new folder: "
                              "go on with --resume, begin again in its place with --overwrite, or give another --out")
         self.accelerator.wait_for_everyone()  # or a slower process would find what the main one now writes
