@@ -103,7 +103,7 @@ def evaluate(args: Arguments) -> None:
     result = trainer.evaluate(data)
     found = accuracy(args.split, int((result.predictions == result.labels).sum()), len(result.labels))
     lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
-             f"{trainer.accelerator.mixed_precision}; {area_seen(data)}",
+             f"{trainer.accelerator.mixed_precision.replace('no', 'fp32')}; {area_seen(data)}",
              f"loss {result.loss:.4f}   " + (f"mean of the mask {result.mask_mean:.4f}" if model.sites else "no mask")]
     print("\n".join(lines))
     if args.card:

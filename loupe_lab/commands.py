@@ -207,7 +207,7 @@ def audit(args: Arguments) -> None:
                           seed=args.seed, only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)],
                           progress=True)
     print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask; precision "
-          "no")
+          "fp32")
     print(table(effects))
     print(f"beside these: {worth(labels.numpy(), model.num_classes)}")
     print(conclusion(effects))

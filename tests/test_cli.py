@@ -406,11 +406,11 @@ def test_unknown_option_exits_with_two(capsys):
 def test_evaluate_says_what_its_figure_is_worth_and_agrees_with_the_audit(birds, checkpoint, capsys):
     assert main(["evaluate", str(birds), "--checkpoint", str(checkpoint)]) == 0
     told = capsys.readouterr().out
-    assert "beside it: chance 0.2500, the largest class alone 0.2500; precision no" in told
+    assert "beside it: chance 0.2500, the largest class alone 0.2500; precision fp32" in told
     right = int(re.search(r"\((\d) of 8 images", told)[1])
     assert main(["audit", str(birds), "--checkpoint", str(checkpoint)]) == 0
     table = capsys.readouterr().out
-    assert "precision no" in table and "beside these: chance 0.2500" in table
+    assert "precision fp32" in table and "beside these: chance 0.2500" in table
     assert f"{right / 8:.1%}" == re.search(r"^own .* ([\d.]+%)$", table, re.M)[1]
     assert re.search(r"^centre .* [\d.]+%$", table, re.M)
 

@@ -31,8 +31,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
        margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .5rem; border: 1px solid var(--line); text-align: right }
-th.name { text-align: left; overflow-wrap: normal; white-space: nowrap }
+th, td { padding: .2rem .5rem; border: 1px solid var(--line); text-align: right; overflow-wrap: normal }
+th.name { text-align: left; white-space: nowrap }
+a { color: inherit }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
 figure { margin: 0 } figure div { display: flex; gap: 4px; align-items: flex-start } img { width: 50%; height: auto }
 """
