@@ -86,10 +86,10 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
         metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
     write_whole(args.out / "best" / "README.md", str(card))
+    which = f"best of {len(rows)} epochs: {best['epoch']}"
     if best["epoch"] == 0:
-        print("best: the linear probe" + (f"; none of {len(rows)} epochs was better" if rows else ""))
-    print(f"best of {len(rows)} epochs: {best['epoch']}, validation loss {best['val_loss']:.4f}, "
-          f"accuracy {best['val_accuracy']:.4f}")
+        which = "best: the linear probe" + (f", as none of {len(rows)} epochs was better" if rows else "")
+    print(f"{which}, validation loss {best['val_loss']:.4f}, accuracy {best['val_accuracy']:.4f}")
     labels = ["--labels", str(args.labels)] if args.labels else []
     words = ["loupe", "evaluate", str(args.data), *labels, "--checkpoint", str(args.out / "best")]
     print(f"kept in {args.out / 'best'}; next: {shlex.join(words)}")

@@ -272,7 +272,7 @@ def test_a_probe_from_the_shell_is_bare_and_is_told_as_the_line_to_beat(colours,
     told = capsys.readouterr().out
     assert "recipe probe: as given; backbone swin_micro, no gate; --recipe, --backbone and --form choose others" in told
     assert "linear probe on the frozen features: validation accuracy 1.0000, the line to beat" in told
-    assert "best: the linear probe\n" in told
+    assert "best: the linear probe, validation loss" in told
     assert LoupeModel.from_pretrained(out / "best").sites == ()
     assert main(["evaluate", str(colours / "photos"), "--checkpoint", str(out / "best")]) == 0
     assert "| epochs | 0 |" in (out / "best" / "README.md").read_text()
