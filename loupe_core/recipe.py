@@ -103,8 +103,9 @@ class Recipe:
         """The recipe for a few hundred photographs on a pretrained backbone; `changes` replace values.
 
         The classifier begins as a linear probe; then all layers learn at gentle rates, the early ones most gently
-        (Kumar et al. 2022: from a random classifier, the first steps distort the pretrained features). The rates are
-        the best of `data/results/finetune.csv`. Made for a gate of the form "residual", which starts as the identity.
+        (Kumar et al. 2022: from a random classifier, the first steps distort the pretrained features). The backbone's
+        rate is the better of two, on three backbones and four sets (data/results/finetune.csv). Made for a gate of the
+        form "residual", which starts as the identity.
         """
         values = dict(optimizer="adamw", lr=1e-3, lr_min=1e-6, lr_warmup_epochs=1.0, backbone_lr_factor=0.1,
                       layer_decay=0.75, weight_decay=0.05, epochs=12, batch_size=32, choose="accuracy", head="probe",
