@@ -57,7 +57,8 @@ class RunFolder:
         """
         for name, ours in (("best", "config.json"), ("states", "epoch-*")):
             folder = self.path / name
-            if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(ours)):
+            # os.path: a name that the system refuses is told below
+            if os.path.isdir(folder) and any(folder.iterdir()) and not any(folder.glob(ours)):
                 raise LoupeError(f"{folder}: found a folder that no training wrote, where one would keep its own; give "
                                  "another --out")
         there = [name for name in ("states", "best", "recipe.json") if os.path.exists(self.path / name)]

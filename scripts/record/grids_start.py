@@ -24,7 +24,6 @@ _FIRST = dict(optimizer="adamw", lr=1e-3, lr_min=1e-6, backbone_lr_factor=0.1, l
 CANDIDATES = {
     "backbone 1e-4": {},
     "backbone 3e-5": dict(backbone_lr_factor=0.03),
-    "all gentler": dict(lr=3e-4),
 }
 
 
