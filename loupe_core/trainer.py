@@ -30,14 +30,16 @@ from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 from loupe_core.errors import LoupeError
 from loupe_core.files.run_folder import Progress, RunFolder, check_processes
 from loupe_core.files.signals import Stopped, on_signals
-from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
+from loupe_core.loss import LossTerms, LoupeLoss, per_image
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe, pick_precision
 from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
 from loupe_core.start.batches import training_batches
 from loupe_core.start.labels import class_weights_of, mixture_of
+from loupe_core.start.on_card import compiled, in_bytes, is_convolutional, lay_out, to_floats
 from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_of
 from loupe_core.start.probe import fit_probe
+from loupe_core.start.steps import Step, Tally, advance
 
 
 @dataclass
@@ -92,8 +94,11 @@ class Trainer:
             log_with=tracker,
             gradient_accumulation_steps=self.recipe.accumulate,
             project_dir=str(self.out_dir or "."),
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed,
+                                                      non_blocking=torch.cuda.is_available()),
+            dynamo_backend="no",  # `compiled` does what a launcher asks for, and leaves the state's names as they are
         )
+        self._on_card = self.accelerator.device.type == "cuda"
         check_processes(self.accelerator)
         self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
@@ -141,15 +146,17 @@ class Trainer:
         check_labels(self.model.num_classes, train, *[] if val is None else [val])
         self.model.to(self.accelerator.device)
         frozen = [p for p in parts_of(self.model)[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
-        self.loss.class_weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        self.loss.class_weights = None if weights is None else weights.to(self.accelerator.device)
+        lay_out(self.model, self._on_card and is_convolutional(self.model))
         average = ModelEmaV3(self.model, r.ema) if r.ema else None
         model = self.model
         try:
             for p in frozen:
                 p.requires_grad_(False)
-            loader = self.loader(train, train=True)
+            loader = self.loader(self._bytes(train), train=True)
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
-            val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
+            val_loader = None if val is None else self.accelerator.prepare(self.loader(self._bytes(val)))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             schedule = schedule_of(optimizer.optimizer, r, -(-steps // r.accumulate))
             run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
@@ -175,6 +182,7 @@ class Trainer:
             # prepare() wrapped the model's forward for mixed precision; give the plain model back
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("forward", None)
+            lay_out(self.model, False)
             for p in frozen:
                 p.requires_grad_(True)
             for tracker in getattr(self.accelerator, "trackers", []):
@@ -223,43 +231,24 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        began, sums, right, count = time.perf_counter(), 0.0, 0, 0
+        kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" if self.out_dir and epoch else ""
+        began, tally = time.perf_counter(), Tally(self.accelerator.device, epoch, kept)
+        take = Step(self.accelerator, self.model, model, compiled(model, r.compile), self.loss, optimizer, r,
+                    parts_of(self.model)[0] if alone else [])
         for step, batch in enumerate(loader):
-            images, labels = mix(batch["image"], batch["label"])
-            with self.accelerator.accumulate(model):
-                logits, masks = model(images, return_mask=True)
-                terms = self.loss(logits, labels, masks, epoch=epoch + step / len(loader))
-                if not torch.isfinite(terms.total):
-                    kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" \
-                        if self.out_dir and epoch else ""
-                    raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}"
-                                     f"; expected a finite number: lower lr, or set precision to 'no'{kept}")
-                self.accelerator.backward(terms.total)
-                if self.accelerator.sync_gradients:
-                    for p in parts_of(self.model)[0] if alone else ():
-                        p.grad = None  # what has no gradient stays, without weight decay too
-                    if r.clip_grad:
-                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
+            images, labels = mix(to_floats(batch["image"], self.model), batch["label"])
+            tally.add(*take(images, labels, epoch + step / len(loader), tally), batch["label"])
+            if self.accelerator.sync_gradients and not optimizer.step_was_skipped:  # as fp16 does where it overflows
                 schedule.step()
                 if average:
                     average.update(self.model)
-            values = torch.stack([*(t.detach().float() for t in terms), mask_mean_of(masks, logits)])
-            n = len(logits)
-            sums, count = sums + n * values.cpu().double(), count + n
-            right += (logits.detach().argmax(1) == batch["label"]).sum().item()
-            bar.update()
-            if not bar.disable and bar.n == bar.initial + 1:
-                self._clock = time.perf_counter()  # the first step takes longer than the others
-            elif not bar.disable and bar.n == bar.initial + 11:
-                minutes = (time.perf_counter() - self._clock) / 10 * (bar.total - bar.n) / 60
-                bar.write(f"about {minutes:.1f} minutes more for {r.epochs} epochs, fewer where it stops early")
+            advance(bar, r.epochs, tally.flush)
+        tally.flush()
+        sums, right, count = tally.sums.tolist(), tally.right, tally.count
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
-        loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
+        loss, classification, sparsity, mask_mean = (s / count for s in sums)
         return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
                     accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
 
@@ -278,7 +267,7 @@ class Trainer:
         model.eval()
         logits, labels, ids, means = [], [], [], []
         for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if self.progress else True):
-            out, masks = model(batch["image"], return_mask=True)
+            out, masks = model(to_floats(batch["image"], self.model), return_mask=True)
             # per image, so that a smaller last batch weighs what it should
             extra = torch.stack([per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
                                  per_image(masks, self.loss.penalty, out, 0.0)], 1)
@@ -298,7 +287,7 @@ class Trainer:
         """
         check_labels(self.model.num_classes, data)
         self.model.to(self.accelerator.device)
-        loader = self.accelerator.prepare(self.loader(data))
+        loader = self.accelerator.prepare(self.loader(self._bytes(data)))
         with self.accelerator.autocast():
             terms, mask_mean, logits, labels, ids = self._run(self.model, loader)
         probabilities = logits.softmax(1).numpy()
@@ -307,6 +296,9 @@ class Trainer:
                           predictions, labels.numpy(), ids.numpy())
 
     # --- what another training may replace ---------------------------------------------------------------------
+
+    def _bytes(self, data: Dataset) -> Dataset:
+        return in_bytes(data, self.model) if self._on_card else data
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The recipe's optimizer, see `optimizer_of`."""
