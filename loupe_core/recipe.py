@@ -41,6 +41,8 @@ class Recipe:
     lr_min: float = _choice(1e-7, "learning rate where the cosine ends", least=0)
     lr_warmup_epochs: float = _choice(0.0, "the rates rise to their first values over so many epochs, at most half of "
                                       "all", least=0)
+    anneal: str = _choice("step", "the cosine moves the rate after each step or, as in the authors' code, each epoch",
+                          choices=("step", "epoch"))
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
                                         "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0,
                                         most=1e6)

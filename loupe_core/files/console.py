@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,8 +66,10 @@ def exit_code(run: Callable[[], None]) -> int:
 
 
 def _ended(run: Callable[[], None]) -> int:
+    other_rank = os.environ.get("RANK", "0") not in ("0", "")  # as torchrun sets it: one of them tells for all
     try:
-        run()
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere) if other_rank else nullcontext():
+            run()
         return 0
     except LoupeError as error:
         line, code = str(error), 2

@@ -141,8 +141,8 @@ class Step:
             return LoupeError(f"{found}, nor does a single one; expected a smaller backbone or img_size")
         accumulate = self.recipe.accumulate * -(-size // fits)
         said = "may fit" if several else "do, as a trial shows"
-        return LoupeError(f"{found}; {fits} {said}: set batch_size to {fits}, and accumulate to {accumulate} for as many "
-                          "images in a step")
+        return LoupeError(f"{found}; {fits} {said}: set batch_size to {fits}, and accumulate to {accumulate} for as "
+                          "many images in a step")
 
     def _fits(self, images: torch.Tensor, labels: torch.Tensor) -> bool:
         """Tries a forward and a backward pass, with as much memory taken as the optimizer's state will take."""
