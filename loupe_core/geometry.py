@@ -100,7 +100,7 @@ class EvalTransform:
         x = resized
         for step in self.crop:
             x = step(x)
-        x = F.pil_to_tensor(x) if self.raw else self.normalise(self.to_tensor(x))
+        x = F.pil_to_tensor(x).contiguous() if self.raw else self.normalise(self.to_tensor(x))
         h, w = self.input_size
         # the two sides are rounded to whole pixels on their own, so their scales differ a little
         scale = (resized.height / image.height, resized.width / image.width)
