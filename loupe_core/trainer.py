@@ -8,7 +8,6 @@ Devices, mixed precision, several processes and the saved state are Hugging Face
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
@@ -33,7 +32,7 @@ from loupe_core.loss import LossTerms, LoupeLoss, per_image
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
-from loupe_core.start.batches import training_batches
+from loupe_core.start.batches import training_batches, workers_for
 from loupe_core.start.labels import class_weights_of, mixture_of
 from loupe_core.start.machine import accelerator_of
 from loupe_core.start.on_card import compiled, in_bytes, is_convolutional, lay_out, to_floats
@@ -84,7 +83,7 @@ class Trainer:
         self.out_dir = Path(out_dir) if out_dir else None
         self._now = Progress()
         self.accelerator = accelerator_of(self.recipe, self.out_dir, tracker)
-        self._on_card = self.accelerator.device.type == "cuda"
+        self._on_card = self.accelerator.device.type == "cuda"  # of NVIDIA or AMD
         check_processes(self.accelerator)
         self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
@@ -298,12 +297,12 @@ class Trainer:
 
     def loader(self, dataset: Dataset, train: bool = False) -> DataLoader:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
-        r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
-        workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
+        r, images = self.recipe, (1 if train else 4) * self.recipe.batch_size
         samples, processes = AsSamples(dataset), self.accelerator.num_processes
-        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=4 * r.batch_size)
+        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=images)
+        workers = workers_for(self.model, samples, r, images, self._on_card, self.accelerator.print)
         # No persistent workers: their random numbers would go on from epoch to epoch, where no state keeps them.
-        return DataLoader(samples, **batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
+        return DataLoader(samples, **batches, **workers, collate_fn=collate, pin_memory=self._on_card)
 
     # --- what is set up and what is kept -----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import lion_pytorch
 import numpy as np
@@ -18,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import loupe_core.trainer as trainer_file
 from loupe_core import LoupeError, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.loss import LossTerms
-from loupe_core.start import optimizers
+from loupe_core.start import batches, optimizers
+from loupe_core.start.batches import that_fit
 from loupe_core.start.lion import Lion
 from loupe_core.start.on_card import gives_bytes, in_bytes, is_convolutional, to_floats
 from loupe_core.start.steps import Tally
@@ -215,6 +217,26 @@ def test_a_batch_that_does_not_fit_is_told_with_one_that_does(room, tried, line)
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("workers, batch, room, found", [
+    (2, 10, None, (2, 2)), (2, 10, 50, (2, 2)), (2, 10, 49, (2, 1)), (2, 10, 29, (1, 1)), (8, 10, 64, (5, 1)),
+    (2, 10, 19, (0, None)), (0, 10, 1000, (0, None)), (0, 10, None, (0, None))])
+def test_workers_are_as_many_as_shared_memory_has_room_for(workers, batch, room, found):
+    assert that_fit(workers, batch, room) == found
+
+
+def test_a_training_in_a_container_with_little_shared_memory(monkeypatch, tmp_path, capsys):
+    room = 5 * 2**20
+    monkeypatch.setattr(batches, "SHARED", str(tmp_path))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+    trainer = Trainer(tiny_model(), Recipe(**RECIPE | dict(workers=2)), progress=False)
+    loaders = trainer.loader(TRAIN, train=True), trainer.loader(TRAIN)  # 8 and 32 images of 147 KB each
+    assert [(loader.num_workers, loader.prefetch_factor) for loader in loaders] == [(2, 1), (0, None)]
+    line, = capsys.readouterr().out.splitlines()
+    assert line == (f"{tmp_path} has 5 MB free, too few for 2 workers with batches of 5 MB: none instead; a container "
+                    "takes more with --shm-size=2g")
+    assert sum(len(batch["label"]) for loader in loaders for batch in loader) == 2 * len(TRAIN)
+
+
 # ---- images of 8 bit, channels last, compiled steps
 
 
@@ -277,7 +299,7 @@ def test_a_training_with_8_bit_images_and_channels_last_ends_near_the_plain_one(
         torch.manual_seed(0)
         model = tiny_model() if name == "swin" else LoupeModel("resnet18", num_classes=4, pretrained=False, img_size=64)
         train, val = (Drawn(transforms_for(model.data_config, train=train)) for train in (True, False))
-        recipe = Recipe(**RECIPE | dict(epochs=2, batch_size=3, lr=1e-4))
+        recipe = Recipe(**RECIPE | dict(epochs=2, batch_size=3, lr=1e-4, workers=0))
         trainer = Trainer(model, recipe, tmp_path / f"{name} {as_card}", progress=False)
         trainer._on_card = as_card
         seen = []
