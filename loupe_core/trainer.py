@@ -8,7 +8,6 @@ Devices, mixed precision, several processes and the saved state are Hugging Face
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
@@ -19,11 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
@@ -32,14 +28,17 @@ from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 from loupe_core.errors import LoupeError
 from loupe_core.files.run_folder import Progress, RunFolder, check_processes, other_machine
 from loupe_core.files.signals import Stopped, on_signals
-from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
+from loupe_core.loss import LossTerms, LoupeLoss, per_image
 from loupe_core.model import LoupeModel
-from loupe_core.recipe import Recipe, pick_precision
+from loupe_core.recipe import Recipe
 from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
-from loupe_core.start.batches import training_batches
+from loupe_core.start.batches import training_batches, workers_for
 from loupe_core.start.labels import class_weights_of, mixture_of
+from loupe_core.start.machine import accelerator_of
+from loupe_core.start.on_card import compiled, in_bytes, is_convolutional, lay_out, to_floats
 from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_after, schedule_of
 from loupe_core.start.probe import fit_probe
+from loupe_core.start.steps import Step, Tally, advance
 
 
 @dataclass
@@ -83,24 +82,8 @@ class Trainer:
         self.model, self.recipe, self.progress, self.save_every = model, recipe or Recipe(), progress, save_every
         self.out_dir = Path(out_dir) if out_dir else None
         self._now = Progress()
-        # Accelerate keeps one precision per process; two trainings in a notebook may well differ in it.
-        AcceleratorState._reset_state()
-        precision = self.recipe.precision
-        if precision == "auto":
-            precision = pick_precision(Accelerator().device)
-            AcceleratorState._reset_state()
-        trackers = [t.value for t in get_available_trackers()]
-        if tracker is not None and tracker not in trackers:
-            there = ", ".join(trackers) or "none is"
-            raise LoupeError(f"tracker: found {tracker!r}, expected one that is installed: {there}")
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with=tracker,
-            gradient_accumulation_steps=self.recipe.accumulate,
-            project_dir=str(self.out_dir or "."),
-            # the sampler adds the epoch to it: far apart, so that no two seeds share an order
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=100_003 * self.recipe.seed),
-        )
+        self.accelerator = accelerator_of(self.recipe, self.out_dir, tracker)
+        self._on_card = self.accelerator.device.type == "cuda"  # of NVIDIA or AMD
         check_processes(self.accelerator)
         self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
@@ -161,15 +144,17 @@ class Trainer:
         r = self.recipe
         self.model.to(self.accelerator.device)
         frozen = [p for p in parts_of(self.model)[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
-        self.loss.class_weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        self.loss.class_weights = None if weights is None else weights.to(self.accelerator.device)
+        lay_out(self.model, self._on_card and is_convolutional(self.model))
         average = ModelEmaV3(self.model, r.ema) if r.ema else None
         model = self.model
         try:
             for p in frozen:
                 p.requires_grad_(False)
-            loader = self.loader(train, train=True)
+            loader = self.loader(self._bytes(train), train=True)
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
-            val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
+            val_loader = None if val is None else self.accelerator.prepare(self.loader(self._bytes(val)))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
             run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
                        val=[] if val is None else identities_of(val))
@@ -194,6 +179,7 @@ class Trainer:
             # prepare() wrapped the model's forward for mixed precision; give the plain model back
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("forward", None)
+            lay_out(self.model, False)
             for p in frozen:
                 p.requires_grad_(True)
             for tracker in getattr(self.accelerator, "trackers", []):
@@ -234,43 +220,25 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        began, sums, right, count = time.perf_counter(), 0.0, 0, 0
+        states = self.folder.states() if self.folder else []
+        kept = f"; the states up to epoch {int(states[-1].name[6:])} are kept in {self.out_dir}" if states else ""
+        began, tally = time.perf_counter(), Tally(self.accelerator.device, epoch, kept)
+        take = Step(self.accelerator, self.model, model, compiled(model, r.compile), self.loss, optimizer, r,
+                    parts_of(self.model)[0] if alone else [])
         for step, batch in enumerate(loader):
-            images, labels = mix(batch["image"], batch["label"])
-            with self.accelerator.accumulate(model):
-                logits, masks = model(images, return_mask=True)
-                terms = self.loss(logits, labels, masks, epoch=epoch + step / len(loader))
-                if not torch.isfinite(terms.total):
-                    kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" \
-                        if self.out_dir and epoch else ""
-                    raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}"
-                                     f"; expected a finite number: lower lr, or set precision to 'no'{kept}")
-                self.accelerator.backward(terms.total)
-                if self.accelerator.sync_gradients:
-                    for p in parts_of(self.model)[0] if alone else ():
-                        p.grad = None  # what has no gradient stays, without weight decay too
-                    if r.clip_grad:
-                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
+            images, labels = mix(to_floats(batch["image"], self.model), batch["label"])
+            tally.add(*take(images, labels, epoch + step / len(loader), tally), batch["label"])
+            if self.accelerator.sync_gradients and not optimizer.step_was_skipped:  # as fp16 does where it overflows
                 schedule.step()
                 if average:
                     average.update(self.model)
-            values = torch.stack([*(t.detach().float() for t in terms), mask_mean_of(masks, logits)])
-            n = len(logits)
-            sums, count = sums + n * values.cpu().double(), count + n
-            right += (logits.detach().argmax(1) == batch["label"]).sum().item()
-            bar.update()
-            if not bar.disable and bar.n == bar.initial + 1:
-                self._clock = time.perf_counter()  # the first step takes longer than the others
-            elif not bar.disable and bar.n == bar.initial + 11:
-                minutes = (time.perf_counter() - self._clock) / 10 * (bar.total - bar.n) / 60
-                bar.write(f"about {minutes:.1f} minutes more for {r.epochs} epochs, fewer where it stops early")
+            advance(bar, r.epochs, tally.flush)
+        tally.flush()
+        sums, right, count = tally.sums.tolist(), tally.right, tally.count
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
-        loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
+        loss, classification, sparsity, mask_mean = (s / count for s in sums)
         return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
                     accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
 
@@ -289,7 +257,7 @@ class Trainer:
         model.eval()
         logits, labels, ids, means = [], [], [], []
         for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if self.progress else True):
-            out, masks = model(batch["image"], return_mask=True)
+            out, masks = model(to_floats(batch["image"], self.model), return_mask=True)
             # per image, so that a smaller last batch weighs what it should
             extra = torch.stack([per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
                                  per_image(masks, self.loss.penalty, out, 0.0)], 1)
@@ -310,7 +278,7 @@ class Trainer:
         check_labels(self.model.num_classes, data)
         self.model.to(self.accelerator.device)
         # not the accelerator's own method, which would hold the loader until the next training
-        loader = prepare_data_loader(self.loader(data), self.accelerator.device, put_on_device=True)
+        loader = prepare_data_loader(self.loader(self._bytes(data)), self.accelerator.device, put_on_device=True)
         with self.accelerator.autocast():
             terms, mask_mean, logits, labels, ids = self._run(self.model, loader)
         probabilities = logits.softmax(1).numpy()
@@ -320,18 +288,21 @@ class Trainer:
 
     # --- what another training may replace ---------------------------------------------------------------------
 
+    def _bytes(self, data: Dataset) -> Dataset:
+        return in_bytes(data, self.model) if self._on_card else data
+
     def optimizer(self) -> torch.optim.Optimizer:
         """The recipe's optimizer, see `optimizer_of`."""
         return optimizer_of(self.model, self.recipe)
 
     def loader(self, dataset: Dataset, train: bool = False) -> DataLoader:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
-        r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
-        workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
+        r, images = self.recipe, (1 if train else 4) * self.recipe.batch_size
         samples, processes = AsSamples(dataset), self.accelerator.num_processes
-        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=4 * r.batch_size)
+        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=images)
+        workers = workers_for(self.model, samples, r, images, self._on_card, self.accelerator.print)
         # No persistent workers: their random numbers would go on from epoch to epoch, where no state keeps them.
-        return DataLoader(samples, **batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
+        return DataLoader(samples, **batches, **workers, collate_fn=collate, pin_memory=self._on_card)
 
     # --- what is set up and what is kept -----------------------------------------------------------------------
 

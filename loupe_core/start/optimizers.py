@@ -6,7 +6,6 @@ import math
 import warnings
 
 import torch
-from lion_pytorch import Lion
 from timm.optim import param_groups_layer_decay
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
@@ -14,6 +13,7 @@ from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.sites import classifiers
+from loupe_core.start.lion import Lion
 
 
 def parts_of(model: LoupeModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
@@ -48,8 +48,12 @@ def optimizer_of(model: LoupeModel, recipe: Recipe) -> torch.optim.Optimizer:
                 groups.insert(0, dict(params=params, lr=lr, weight_decay=group["weight_decay"]))
     elif r.backbone_lr_factor > 0:
         groups.insert(0, dict(params=backbone, lr=r.lr * r.backbone_lr_factor))
-    kind = Lion if r.optimizer == "lion" else torch.optim.AdamW
-    return kind(groups, lr=r.lr, weight_decay=r.weight_decay)
+    options = dict(lr=r.lr, weight_decay=r.weight_decay)
+    if r.optimizer == "lion":
+        return Lion(groups, **options)
+    # one kernel for many parameters; on a processor torch's default, whose numbers are those of before
+    on_card = all(p.is_cuda for p in (*backbone, *fresh))
+    return torch.optim.AdamW(groups, **options, **dict(fused=True) if on_card else {})
 
 
 class Cosine(CosineAnnealingLR):
