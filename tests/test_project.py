@@ -25,8 +25,8 @@ ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.c
            loupe_core.files.signals loupe_core.files.images loupe_core.files.lists loupe_core.files.folders
            loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks loupe_core.files.download
            loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub loupe_core.files.run_folder
-           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.layers loupe_core.start.backbones
-           loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
+           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices loupe_core.start.layers
+           loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
            loupe_core.samples loupe_core.datasets loupe_core.files.card loupe_core.start.limits loupe_core.recipe
            loupe_core.start.choose loupe_core.start.options loupe_core.start.first loupe_core.start.optimizers
            loupe_core.start.labels loupe_core.start.probe loupe_core.start.batches loupe_core.trainer
