@@ -237,7 +237,8 @@ def reproduce(args: Arguments) -> None:
     runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
                      args.pixels)
     out = args.out / "rehearsal" if args.rehearse else args.out
-    results = args.results or out / "cub.csv"
+    book = Path("data", "results")
+    results = args.results or (book if book.is_dir() and not args.rehearse else out) / "cub.csv"
     if args.show or args.plan:
         rows = grid.collect(out, results)
         if args.plan:
@@ -250,8 +251,8 @@ def reproduce(args: Arguments) -> None:
         with rehearsed(out) as setting:
             rows = grid.reproduce(runs, setting, results, args.part)
     else:
-        changes = {name: value for name, value in vars(args).items() if name in ("precision", "workers")
-                   and value is not None}
+        changes = {name: value for name, value in vars(args).items()
+                   if name in ("precision", "workers", "compile") and value is not None}
         setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
                           keep_weights=not args.no_weights)
         rows = grid.reproduce(runs, setting, results, args.part)
@@ -321,7 +322,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
                    "(1.15 GB) where it is not there")
     p.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder for the runs; where they are, a "
                    "stopped experiment goes on")
-    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; cub.csv in --out if it is not given")
+    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, cub.csv in data/results "
+                   "where that is there, as in a checkout of the book, else in --out")
     p.add_argument("--table", default="core", help="core (24 runs), weights (30), ablations (51), or all")
     p.add_argument("--arm", nargs="+", default=[], help="only these arms, such as bare loupe 'lambda 0'")
     p.add_argument("--backbone", nargs="+", default=[], help="only these, such as 'base 22k-1k' 'tiny 1k'")
@@ -338,6 +340,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
                    "Swin-Base); rows and answers stay")
     p.add_argument("--precision", help="of every run but the authors' protocol, which is fp32; auto if it is not given")
     p.add_argument("--workers", type=int, help="processes that read images")
+    p.add_argument("--compile", metavar="MODE", help="compile the steps, see `loupe train --help`")
 
     p = command(fieldguide, "Draw a set of field-guide birds in CUB-200-2011's layout.")
     p.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)
