@@ -23,10 +23,11 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # A file imports only from files that stand before it here; the README and the page "The package" have the same order.
 ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.console loupe_core.files.atomic
            loupe_core.files.signals loupe_core.files.images loupe_core.files.lists loupe_core.files.folders
-           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks loupe_core.files.download
+           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks
+           loupe_core.files.progress loupe_core.files.download
            loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub loupe_core.files.run_folder
-           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.layers loupe_core.start.backbones
-           loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
+           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices loupe_core.start.layers
+           loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
            loupe_core.samples loupe_core.datasets loupe_core.files.card loupe_core.start.limits loupe_core.recipe
            loupe_core.start.choose loupe_core.start.options loupe_core.start.first loupe_core.start.machine
            loupe_core.start.lion loupe_core.start.optimizers loupe_core.start.labels loupe_core.start.probe
@@ -36,6 +37,8 @@ ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.c
            loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit
            loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness loupe_lab.pages.plots
            loupe_lab.pages.pictures loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer
+           loupe_lab.paper.arms loupe_lab.paper.machine loupe_lab.paper.experiment loupe_lab.paper.grid
+           loupe_lab.paper.table loupe_lab.paper.rehearsal
            loupe_lab.commands""".split()
 PACKAGES = ("loupe_core", "loupe_lab")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path

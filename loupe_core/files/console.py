@@ -66,10 +66,11 @@ def exit_code(run: Callable[[], None]) -> int:
 
 
 def _ended(run: Callable[[], None]) -> int:
-    other_rank = os.environ.get("RANK", "0") not in ("0", "")  # as torchrun sets it: one of them tells for all
+    one_of_many = os.environ.get("RANK", "0") not in ("0", "")  # as torchrun sets it: the first tells for all
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere) if other_rank else nullcontext():
-            run()
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            with redirect_stdout(nowhere) if one_of_many else nullcontext():
+                run()
         return 0
     except LoupeError as error:
         line, code = str(error), 2

@@ -231,8 +231,8 @@ def other_machine(before: dict, now: dict) -> str:
     """
     changes = []
     if before["steps"] != now["steps"]:
-        changes.append(f"{now['steps']} steps per epoch, as more or fewer processes share it; the learning rate goes on "
-                       f"at its epoch's place (it was begun with {before['steps']})")
+        changes.append(f"{now['steps']} steps per epoch, as more or fewer processes share it (it was begun with "
+                       f"{before['steps']}; the learning rate goes on at its epoch's place)")
     if before["precision"] != now["precision"]:
         changes.append(f"precision {now['precision']} (it was begun with {before['precision']})")
     return "this run goes on with " + " and ".join(changes) + ": it ends elsewhere than an uninterrupted one"

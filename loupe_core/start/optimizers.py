@@ -78,8 +78,8 @@ def schedule_of(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) ->
         steps: Of the optimizer, per epoch.
     """
     if recipe.anneal == "epoch":
-        low = recipe.lr_min / recipe.lr
-        return LambdaLR(optimizer, lambda k: low + (1 - low) * (1 + math.cos(math.pi * (k // steps) / recipe.epochs)) / 2)
+        low, angle = recipe.lr_min / recipe.lr, math.pi / recipe.epochs
+        return LambdaLR(optimizer, lambda k: low + (1 - low) * (1 + math.cos(angle * (k // steps))) / 2)
     warmup = round(min(recipe.lr_warmup_epochs, recipe.epochs / 2) * steps)
     if warmup == 0:
         return Cosine(optimizer, recipe.epochs * steps, recipe.lr_min)
