@@ -23,8 +23,9 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # A file imports only from files that stand before it here; the README and the page "The package" have the same order.
 ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.console loupe_core.files.atomic
            loupe_core.files.signals loupe_core.files.images loupe_core.files.lists loupe_core.files.folders
-           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks
-           loupe_core.files.progress loupe_core.files.download
+           loupe_core.files.labels loupe_core.files.cuts
+           loupe_core.files.checks loupe_core.files.progress loupe_core.files.download
+           loupe_core.files.set_lists loupe_core.files.known_sets loupe_core.files.given_labels
            loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub loupe_core.files.run_folder
            loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices loupe_core.start.layers
            loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
