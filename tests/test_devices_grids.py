@@ -112,6 +112,7 @@ def test_a_row_of_a_grid_is_measured_on_the_card(grid, tiny, card):
     for choice in ROWS[grid]:
         row = record_results.run_row(grid, choice)
         assert set(columns) <= set(row), set(columns) - set(row)
+        assert row["machine"].endswith(", Emulated Card")
         assert not any(isinstance(value, torch.Tensor) for value in row.values())
 
 
