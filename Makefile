@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Nothing here needs a model hub; offline, a library that would ask one says so at once instead of waiting.
+# Nothing here needs a model hub, but a chapter's full profile; offline, a library that would ask one says so at once.
+PROFILE ?= small
+ifneq ($(PROFILE),full)
 HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
+endif
 
 # Drawn and downloaded sets go here; a chapter that is run by hand uses ~/.cache/loupe unless this is set.
 LOUPE_DATA ?= $(CURDIR)/data
@@ -18,6 +21,7 @@ export LOUPE_DATA
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
+	@echo "                 one chapter: CHAPTER=06; in its full profile: CHAPTER=05 PROFILE=full SET='OUT=runs/05'"
 	@echo "make pdf         print the built pages into book/_build/the-loupe.pdf (needs Chromium)"
 	@echo "make test        test the package, and every chapter against its committed outputs"
 	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
@@ -32,7 +36,7 @@ help:
 	@echo "Another Python: make book PYTHON=python3.12"
 
 book: $(INSTALLED)
-	@$(BIN)/python scripts/publish/build_book.py
+	@$(BIN)/python scripts/publish/build_book.py $(CHAPTER) --profile $(PROFILE) $(if $(SET),--set $(SET))
 
 pdf: $(INSTALLED)
 	@$(BIN)/python scripts/publish/build_pdf.py
