@@ -65,7 +65,7 @@ class Trainer:
         model: Trained in place.
         recipe: The choices; None is the paper's.
         out_dir: A `RunFolder` for the best model, states, log and recipe; None keeps all in memory. A process may be
-            killed at any moment, and `resume` then ends with the same weights.
+            killed at any moment, and `resume` then ends with the same weights (on a card: with deterministic kernels).
         progress: Show a bar with the time left.
         tracker: Also send every epoch's row to "tensorboard", "wandb" or another of Accelerate's trackers.
         save_every: Keep a state after so many epochs, and after the last: a stopped run repeats those since. For a disk

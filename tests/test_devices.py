@@ -3,32 +3,24 @@
 Each would raise where it mixed devices, see `emulated`. On the CPU the same call gives the same numbers.
 """
 
-import csv
 import dataclasses
-import importlib
 import inspect
-from functools import partial
 from pathlib import Path
 
+import emulated
 import numpy as np
 import pytest
-import record_results
-import runs
-import timm
 import torch
+from accelerate import PartialState
 from emulated import is_on_card
-from helpers import write_cub
 
 import loupe_core.start.devices as devices
-from loupe_core import LoupeModel, Recipe, transforms_for
+from loupe_core import LoupeModel, transforms_for
+from loupe_core.cli import main
 from loupe_core.model import FIELDGUIDE
-from loupe_lab.birds.fieldguide import fieldguide_set
+from loupe_lab.birds.fieldguide import species_of, write_fieldguide
 from loupe_lab.evidence import answers, audit, explain, robustness, routing, scorecard
 from loupe_lab.pages import explorer
-
-ROOT = Path(__file__).resolve().parents[1]
-GRIDS = [importlib.import_module(file.stem) for file in sorted((ROOT / "scripts" / "record").glob("grids_*.py"))]
-
 
 # --- instruments ------------------------------------------------------------------------------------------------
 
@@ -133,94 +125,76 @@ def test_no_instrument_is_left_out():
                 assert f"{module.__name__.rpartition('.')[2]}.{name}(" in here, name
 
 
-# --- grids ------------------------------------------------------------------------------------------------------
-
-# Rows of each grid that take its different ways; all grids of data/results must be here.
-ROWS = {
-    "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "shuffled", "cbam")],
-    "agreement": [dict(arm="loupe", seed=0, other=1)],
-    "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
-    "context": [dict(arm="loupe", seed=0)],
-    "dynamics": [dict(arm="loupe", seed=0, step=1)],
-    "finetune": [dict(arm="backbone 1e-4", backbone="swin_micro", photographs="cub10", seed=0)],
-    "gap": [dict(arm="loupe", change="as it is", seed=0), dict(arm="bare", change="144 shown at 80", seed=0)],
-    "lambda": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="convolution", seed=0)],
-    "photographs": [dict(arm="loupe", seed=0)],
-    "reach": [dict(state="start", arm="swin_micro", site="stage2", form="multiply", mask="iid", seed=0),
-              dict(state="trained", arm="loupe", site="stage2", form="multiply", mask="its own", seed=0)],
-    "remedies": [dict(arm="residual", lr="0.0003", seed=0)],
-    "robustness": [dict(arm="loupe", seed=0)],
-    "robustness_checks": [dict(arm="loupe", seed=0)],
-    "routing": [dict(kind=kind, seed=0) for kind in ("none", "shuffled")],
-    "scales": [dict(arm="multi-scale", levelled="stage2", seed=0)],
-    "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
-    "scorecard_photographs": [dict(method="mask", seed=0)],
-    "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
-    "small_profile": [dict(arm="bare", seed=0)],
-    "solar": [dict(arm=arm, seed=0) for arm in ("loupe", "bare")],
-    "solar_splits": [dict(rule="darkness", by="block", seed=0)],
-}
+# --- commands ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The grids on few birds, one epoch, and a folder of their own; what they kept in memory is forgotten."""
-    folder = tmp_path_factory.mktemp("grids")
-    photographs = write_cub(folder / "cub", classes=10, per_class=4, size=(48, 48), segmentations=True)
-    rng = np.random.default_rng(0)
-    cells = rng.integers(120, 200, (48, 60, 60)).astype(np.uint8)
-    small = Recipe.small.__func__
-
-    def few(root, species, *, train, test, **settings):
-        return fieldguide_set(root, species, train=3, test=2, **settings)
-
-    def short(cls, **changes):
-        return small(cls, **changes | dict(epochs=1, workers=0, batch_size=24, head="probe"))
-
-    caches = [value for module in GRIDS for value in vars(module).values() if hasattr(value, "cache_clear")]
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, *GRIDS):
-            if hasattr(module, "fieldguide_set"):
-                patch.setattr(module, "fieldguide_set", few)
-            if hasattr(module, "lite0"):
-                patch.setattr(module, "lite0", partial(
-                    timm.create_model, "tf_efficientnet_lite0", pretrained_cfg_overlay=dict(input_size=(3, 96, 96))))
-        patch.setattr(runs, "KEPT", folder / "kept")
-        patch.setattr(runs, "ROOT", folder)
-        patch.setattr(GRID("gap"), "ROOT", folder)
-        patch.setattr(Recipe, "small", classmethod(short))
-        patch.setattr(GRID("first"), "Recipe", QuickRecipe)
-        patch.setattr(GRID("start"), "_FIRST", GRID("start")._FIRST | dict(epochs=1, workers=0))
-        patch.setattr(GRID("start"), "MOST", 12)
-        patch.setattr(GRID("dynamics"), "BIRDS", 20)
-        patch.setattr(GRID("beyond"), "load_cells", lambda: (cells, np.tile([0, 1, 1 / 3, 1], 12), np.repeat(
-            ["mono", "poly"], 24)))
-        patch.setattr(GRID("beyond"), "BLOCK", 4)
-        patch.setattr(record_results, "keep_masks", lambda *args: None)
-        patch.setenv("LOUPE_CUB_ROOT", str(photographs))
-        for cache in caches:
-            cache.cache_clear()
-        yield folder
-    for cache in caches:
-        cache.cache_clear()
+def birds(tmp_path_factory):
+    return write_fieldguide(tmp_path_factory.mktemp("data") / "birds", species_of(1), train=3, test=2)
 
 
-def GRID(name):
-    return importlib.import_module(f"grids_{name}")
+def where_it_ran(monkeypatch) -> list[str]:
+    """The devices on which a model runs from now on."""
+    seen, forward = [], LoupeModel.forward
+
+    def noted(self, x, *args, **kwargs):
+        seen.append(x.device.type)
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(LoupeModel, "forward", noted)
+    return seen
 
 
-class QuickRecipe(Recipe):
-    """The recipe that a grid writes out, with one epoch."""
+COMMANDS = {
+    "explain": ["explain", "{photo}", "--out", "{out}/o.png"],
+    **{f"explain {method}": ["explain", "{photo}", "--out", "{out}/o.png", "--method", method]
+       for method in ("grad_cam", "rollout")},
+    "predict": ["predict", "{birds}/images", "--out", "{out}/p.csv"],
+    "audit": ["audit", "{birds}", "--images", "4"],
+    "evaluate": ["evaluate", "{birds}"],
+    "evaluate --report": ["evaluate", "{birds}", "--report", "{out}/report"],
+}
 
-    def __init__(self, **choices):
-        super().__init__(**choices | dict(epochs=1, workers=0))
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_works_on_the_card_and_says_what_it_says_without(name, birds, tmp_path, monkeypatch, capsys):
+    photo = sorted(birds.glob("images/*/*.*"))[0]
+    words = [word.format(photo=photo, birds=birds, out=tmp_path) for word in COMMANDS[name]]
+    ran = where_it_ran(monkeypatch)
+    assert main([*words, "--checkpoint", str(FIELDGUIDE)]) == 0
+    plain = capsys.readouterr().out
+    assert set(ran) == {"cpu"}
+    ran.clear()
+    with emulated.card():
+        assert main([*words, "--checkpoint", str(FIELDGUIDE)]) == 0
+        assert set(ran) == {"cuda"}
+        assert capsys.readouterr().out == plain
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+        PartialState._reset_state()
+        ran.clear()
+        assert main([*words, "--checkpoint", str(FIELDGUIDE)]) == 0
+        assert set(ran) == {"cpu"}
 
 
-@pytest.mark.parametrize("grid", record_results.GRIDS)
-def test_a_row_of_a_grid_is_measured_on_the_card(grid, tiny, card):
-    file = ROOT / "data" / "results" / f"{grid}.csv"
-    columns = next(csv.reader(file.open(encoding="utf-8")))
-    for choice in ROWS[grid]:
-        row = record_results.run_row(grid, choice)
-        assert set(columns) <= set(row), set(columns) - set(row)
-        assert not any(isinstance(value, torch.Tensor) for value in row.values())
+def test_train_on_the_card_and_go_on_without_it(birds, tmp_path, monkeypatch):
+    words = ["train", str(birds), "--out", str(tmp_path / "run"), "--recipe", "small", "--batch-size", "8",
+             "--workers", "0", "--precision", "no"]
+    with emulated.card():
+        ran = where_it_ran(monkeypatch)
+        assert main([*words, "--epochs", "1"]) == 0
+        assert set(ran) == {"cuda"}
+    assert main([*words, "--epochs", "1", "--resume"]) == 0
+    assert main(["evaluate", str(birds), "--checkpoint", str(tmp_path / "run")]) == 0
+
+
+def test_export_needs_no_card_and_does_not_mind_one(tmp_path, card):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    small = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+    model = LoupeModel("swin_micro", 5, pretrained=False, backbone_kwargs=small).eval()
+    model.save_pretrained(tmp_path / "own")
+    assert main(["export", "--checkpoint", str(tmp_path / "own"), "--out", str(tmp_path / "own.onnx")]) == 0
+    x = torch.rand(2, 3, 112, 112)
+    logits, _ = onnxruntime.InferenceSession(tmp_path / "own.onnx").run(None, {"image": x.numpy()})
+    np.testing.assert_allclose(logits, model.to(card)(x.to(card)).detach().cpu().numpy(), atol=1e-4)

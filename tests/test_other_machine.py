@@ -123,7 +123,7 @@ def test_another_precision_and_other_steps_are_told(tmp_path, capsys):
     recipe = Recipe(**RECIPE | dict(precision="auto"))
     for precision in ("no", "bf16"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("loupe_core.trainer.pick_precision", lambda device, found=precision: found)
+            patch.setattr("loupe_core.start.machine.pick_precision", lambda device, found=precision: found)
             trainer = Trainer(tiny_model(), recipe, tmp_path, progress=False)
             trainer.fit(TRAIN, VAL, resume=True, on_epoch_end=lambda row: row["epoch"] in (2, 4))
     assert capsys.readouterr().err == ("resume: this run goes on with precision bf16 (it was begun with no): it ends "

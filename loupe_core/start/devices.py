@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -24,9 +25,9 @@ def device_of(model: nn.Module) -> torch.device:
 def best_device() -> torch.device:
     """The CUDA card that a training here would use, else the CPU.
 
-    It is Accelerate's choice, so ACCELERATE_USE_CPU=1 keeps it on the CPU, and each of several processes has its own.
+    It is Accelerate's choice: ACCELERATE_USE_CPU=1 keeps a command on the CPU.
     """
-    device = PartialState().device
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     return device if device.type == "cuda" else torch.device("cpu")
 
 

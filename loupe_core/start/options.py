@@ -14,8 +14,9 @@ from loupe_core.start.choose import default_backbone, default_form, default_reci
 TRAINING = """\
 Train a gate and its backbone on your photographs, and keep the best model.
 
-The folder holds one folder of photographs for each class, or such folders in train/, val/ and test/, or the lists of
-CUB-200-2011. The recipe and the backbone are chosen by what is there, and said in one line.
+The folder holds one folder of photographs for each class, or such folders in train/, val/ and test/, or a set as it
+is published: CUB-200-2011, NABirds, Stanford Cars, Stanford Dogs, FGVC-Aircraft, Oxford-IIIT Pet, Flowers-102 or
+iNaturalist. The recipe and the backbone are chosen by what is there, and said in one line.
 
   loupe train photos --out runs/own
   loupe train photos --recipe probe --out runs/probe             what the frozen features give, in seconds

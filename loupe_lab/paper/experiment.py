@@ -18,6 +18,7 @@ from loupe_core.geometry import transforms_for
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.samples import Sample
+from loupe_core.start.devices import device_of
 from loupe_core.trainer import Evaluation, Trainer
 from loupe_lab.evidence.answers import write_table
 from loupe_lab.evidence.audit import gate_effect
@@ -190,7 +191,7 @@ def masks(model: LoupeModel, test: CUB200, images: int) -> dict:
     try:
         with torch.inference_mode():
             for part in x.split(64):
-                model.eval()(part.to(next(model.parameters()).device))
+                model.eval()(part.to(device_of(model)))
     finally:
         handle.remove()
     found = torch.cat(seen)[:, 0].numpy()
@@ -222,8 +223,7 @@ def peaks_in_box(map_: np.ndarray, sample: Sample) -> float:
 
 def attacked(model: LoupeModel, test: CUB200, images: int) -> dict:
     """Which of some test images are still right after PGD; see `BUDGET` and `STEPS`."""
-    samples, device = spread(test, images), next(model.parameters()).device
-    labels = torch.tensor([s.label for s in samples], device=device)
-    pixels = as_pixels(model, torch.stack([s.image for s in samples]).to(device))
+    samples = spread(test, images)
+    labels, pixels = torch.tensor([s.label for s in samples]), as_pixels(model, torch.stack([s.image for s in samples]))
     found = logits_of(model.eval(), attack(model, pixels, labels, BUDGET, steps=STEPS)).argmax(1)
-    return dict(attacked=len(samples), right_attacked=pack_right((found == labels).cpu().numpy()))
+    return dict(attacked=len(samples), right_attacked=pack_right((found == labels).numpy()))

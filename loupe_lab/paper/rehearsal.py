@@ -22,7 +22,7 @@ _SWIN = dict(patch_size=2, window_size=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 
 _WIDTHS = dict(base=16, tiny=8)
 
 
-def write_stand_in(folder: Path, train: int = 3, test: int = 1) -> Path:
+def write_stand_in(folder: Path, train: int = 2, test: int = 1) -> Path:
     """Writes a set in CUB's layout: on noise, a square of its class's colour, whose box is known. Returns `folder`.
 
     Args:

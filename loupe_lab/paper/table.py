@@ -24,6 +24,11 @@ def recorded() -> list[dict]:
         return []
 
 
+def cub_table(arms: Sequence[str] | None = None) -> str:
+    """`table` of what is recorded, or a line that nothing is."""
+    return table(recorded(), arms)
+
+
 def arm_rows(rows: Sequence[dict], arm: str, backbone: str = PAPERS, pixels: int = 224) -> dict[str, dict]:
     """The rows of an arm, by seed."""
     return {row["seed"]: row for row in rows
@@ -51,6 +56,18 @@ def difference(rows: Sequence[dict], a: str, b: str, backbone: str = PAPERS, col
         return paired_difference(*map(np.stack, sides)), len(seeds), n
     mean, half = interval([float(one[s][column]) - float(other[s][column]) for s in seeds])
     return Difference(mean, half), len(seeds), 0
+
+
+def mean(rows: Sequence[dict], arm: str, column: str, backbone: str = PAPERS,
+         minus: str | None = None) -> tuple[Difference, int, int] | None:
+    """An arm's mean of a column over its seeds, or of a column minus another; None with fewer than two seeds.
+
+    Returns:
+        As `difference`.
+    """
+    of_arm = arm_rows(rows, arm, backbone).values()
+    values = [float(row[column]) - float(row[minus] if minus else 0) for row in of_arm if row[column] != ""]
+    return (Difference(*interval(values)), len(values), 0) if len(values) > 1 else None
 
 
 def optimism(rows: Sequence[dict], backbone: str = PAPERS) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
 from loupe_core.files.atomic import replaced, write_whole
-from loupe_core.start.devices import device_of, on_best_device
+from loupe_core.start.devices import best_device, device_of, on_best_device
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES, Species, fieldguide_set, species_of
 from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.baselines import control
@@ -32,9 +32,13 @@ Sets = Callable[[str, Callable], Dataset | None]  # (split, transform) -> a data
 
 
 def provenance(trainer: Trainer | None = None) -> dict:
-    """The columns that say where a row comes from, as far as it can matter for its numbers."""
+    """The columns that say where a row comes from, as far as it can matter for its numbers.
+
+    machine: the kind of processor, and the card's name where one is used: "x86_64, Tesla T4".
+    """
+    card = f", {torch.cuda.get_device_name()}" if best_device().type == "cuda" else ""
     return dict(commit=commit(ROOT, ("loupe_core", "loupe_lab", "scripts")),  # changed results and pages do not matter
-                torch=torch.__version__.split("+")[0], timm=timm.__version__, machine=platform.machine(),
+                torch=torch.__version__.split("+")[0], timm=timm.__version__, machine=platform.machine() + card,
                 precision=trainer.accelerator.mixed_precision if trainer else "no", threads=torch.get_num_threads())
 
 
