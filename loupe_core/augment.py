@@ -54,7 +54,7 @@ def _slide(image: Image.Image, shift: np.ndarray, fillcolor: tuple[int, int, int
     near = torch.from_numpy(packed.take(columns).view(np.uint8)).float()  # (H, 4 * (w + 3))
     x = near[:, : 4 * w] * (d * (-1 + d * (2 - d)))
     for k, weight in enumerate((1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1)), 1):
-        x.addcmul_(near[:, 4 * k : 4 * (k + w)], weight)
+        x += near[:, 4 * k : 4 * (k + w)] * weight
     out = x.clamp_(0, 255).numpy().astype(np.uint8).view(np.uint32)  # which torch is slower in
     into = np.floor(shift + 0.5).astype(np.int32)[:, None]  # a centre falls into the pixel so many to the right
     column = np.arange(w, dtype=np.int32)

@@ -234,7 +234,7 @@ class Trainer:
                     average.update(self.model)
             advance(bar, r.epochs, tally.flush)
         tally.flush()
-        sums, right, count = tally.sums.tolist(), tally.right, tally.count
+        sums, right, count = tally.sums, tally.right, tally.count
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,15 +31,15 @@ class Tally:
         kept: Its last words: what of the training is kept.
         every: Steps between two readings, instead.
 
-    Attributes: `sums`, float64 on the processor, in the order of the steps, so that they do not depend on `every`;
-    `right` and `count`, whole numbers. They hold what was read so far.
+    Attributes: `sums`, in double precision and in the order of the steps, so that they do not depend on `every`;
+    `right` and `count`. They hold what was read so far.
     """
 
     def __init__(self, device: torch.device, epoch: int, kept: str = "", every: int | None = None) -> None:
         self.every = every or (1 if device.type == "cpu" else READ_EVERY)
         self.epoch, self.kept = epoch, kept
-        self.sums, self.right, self.count, self.read = torch.zeros(4, dtype=torch.float64), 0, 0, 0
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.sums, self.right, self.count, self.read = [0.0] * 4, 0, 0, 0
+        self._waiting: list[tuple[torch.Tensor, int]] = []
 
     def check(self, total: torch.Tensor) -> None:
         """To be called before the gradients of a step, where each is read, so that a bad one changes no weight.
@@ -52,8 +53,9 @@ class Tally:
     def add(self, terms: LossTerms, masks: torch.Tensor | list[torch.Tensor], logits: torch.Tensor,
             labels: torch.Tensor) -> None:
         """Adds a step. Raises LoupeError where it is the turn to read, and the loss of a step since was not finite."""
-        values = torch.stack([*(t.detach().float() for t in terms), mask_mean_of(masks, logits)])
-        self._waiting.append((values, (logits.detach().argmax(1) == labels).sum(), len(logits)))
+        right = (logits.detach().argmax(1) == labels).sum()
+        values = [*(t.detach() for t in terms), mask_mean_of(masks, logits), right]
+        self._waiting.append((torch.stack([value.float() for value in values]), len(logits)))
         if len(self._waiting) == self.every:
             self.flush()
 
@@ -61,14 +63,13 @@ class Tally:
         """Reads what was not read yet. Raises LoupeError where the loss of one of these steps was not finite."""
         if not self._waiting:
             return
-        values, right, counts = zip(*self._waiting)
+        values, counts = zip(*self._waiting)
         self._waiting = []
-        values, right = torch.stack(values).cpu(), torch.stack(right).cpu()
-        for step, (row, n) in enumerate(zip(values, counts), self.read + 1):
-            if not torch.isfinite(row[0]):
-                raise self._not_finite(step, row[0].item())
-            self.sums, self.count = self.sums + n * row.double(), self.count + n
-        self.right, self.read = self.right + int(right.sum()), self.read + len(counts)
+        for (*row, right), n in zip(torch.stack(values).tolist(), counts):
+            if not math.isfinite(row[0]):
+                raise self._not_finite(self.read + 1, row[0])
+            self.sums = [total + n * value for total, value in zip(self.sums, row)]
+            self.right, self.count, self.read = self.right + int(right), self.count + n, self.read + 1
 
     def _not_finite(self, step: int, loss: float) -> LoupeError:
         return LoupeError(f"training: the loss is {loss} in epoch {self.epoch + 1}, step {step}; expected a finite "
