@@ -5,23 +5,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Nothing here needs a model hub; offline, a library that would ask one says so at once instead of waiting.
+# Nothing here needs a model hub, but a chapter's full profile; offline, a library that would ask one says so at once.
+PROFILE ?= small
+ifneq ($(PROFILE),full)
 HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
+endif
 
 # Drawn and downloaded sets go here; a chapter that is run by hand uses ~/.cache/loupe unless this is set.
 LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test environments results bench fieldguide weights address chapter clean
+.PHONY: help book pdf test environments results paper bench fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
+	@echo "                 one chapter: CHAPTER=06; in its full profile: CHAPTER=05 PROFILE=full SET='OUT=runs/05'"
 	@echo "make pdf         print the built pages into book/_build/the-loupe.pdf (needs Chromium)"
 	@echo "make test        test the package, and every chapter against its committed outputs"
 	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
+	@echo "make paper       the paper's experiment on CUB, for a card: ARM='bare loupe' SEEDS=5 PART=3/16 TABLE=core"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
@@ -31,7 +36,7 @@ help:
 	@echo "Another Python: make book PYTHON=python3.12"
 
 book: $(INSTALLED)
-	@$(BIN)/python scripts/publish/build_book.py
+	@$(BIN)/python scripts/publish/build_book.py $(CHAPTER) --profile $(PROFILE) $(if $(SET),--set $(SET))
 
 pdf: $(INSTALLED)
 	@$(BIN)/python scripts/publish/build_pdf.py
@@ -45,6 +50,12 @@ environments: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/python scripts/record/record_results.py $(GRID)
+
+# ARM, BACKBONE, SEEDS and PART narrow it; OPTIONS are any others of `loupe reproduce`. It asks the model hub.
+paper: export HF_HUB_OFFLINE = 0
+paper: $(INSTALLED)
+	$(BIN)/loupe reproduce data $(if $(TABLE),--table $(TABLE)) $(if $(ARM),--arm $(ARM)) \
+		$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PART),--part $(PART)) $(OPTIONS)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -1,4 +1,8 @@
-"""The lab's commands of `loupe`: explain, predict, audit, fieldguide, evaluate --report. Each imports what it needs."""
+"""The lab's commands of `loupe`: explain, predict, audit, fieldguide, evaluate --report. Each imports what it needs.
+
+explain, predict and audit use the card where there is one, as train and evaluate do: see `best_device`.
+export stays on the CPU: a card would save it nothing.
+"""
 
 import argparse
 import io
@@ -19,9 +23,20 @@ from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import alt_text, is_flat
 from loupe_core.model import LoupeModel
+from loupe_core.start.devices import device_of, on_best_device
 
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "occlusion")  # of `explain`
 WITH_SITE = ("mask", "grad_cam")
+REPRODUCE = """\
+Run the paper's experiment on CUB-200-2011: train, evaluate once on the test split, audit, and print the table.
+
+It is made for a card. It stops and goes on anywhere with the same command; every finished run is a row.
+
+  loupe reproduce --rehearse                     a minute, anywhere: does all of it work here?
+  loupe reproduce data --out runs/paper          24 runs: with and without the gate, Swin-Base and Swin-Tiny, 5 seeds;
+                                                 and the authors' own protocol
+  loupe reproduce data --table ablations --part 3/16
+  loupe reproduce --show                         the table of what is there"""
 FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
 
 
@@ -44,8 +59,7 @@ def explain(args: Arguments) -> None:
         raise LoupeError(f"--site {args.site}: {args.method} has none; expected --method {' or '.join(WITH_SITE)}")
     # not its own pictures of an earlier run
     photographs = [path for path in photographs if not path.resolve().is_relative_to(out.resolve())]
-    hub_or_cache(args.checkpoint)
-    model = LoupeModel.from_pretrained(args.checkpoint)
+    model = _open(args.checkpoint)
     if not model.sites and args.method == "mask":
         raise LoupeError(f"{args.checkpoint} holds a bare backbone, which has no mask; expected another --method, such "
                          "as grad_cam")
@@ -66,6 +80,12 @@ def explain(args: Arguments) -> None:
     if failed:
         raise LoupeError(f"{args.photo}: {len(failed)} of {len(photographs)} photographs could not be explained, the "
                          "lines above say why; all others were")
+
+
+def _open(checkpoint: str) -> LoupeModel:
+    """The model in `--checkpoint`, on the card where there is one."""
+    hub_or_cache(checkpoint)
+    return on_best_device(LoupeModel.from_pretrained(checkpoint))
 
 
 def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path) -> None:
@@ -101,7 +121,7 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
         print(f"{name} from {low:.3g} to {high:.3g} on what the model saw of it; " + (
             "colours from 0 to 1" if args.method == "mask" else "colours between these"))
     with torch.inference_mode():
-        top = model(x[None])[0].softmax(0).topk(min(5, model.num_classes))
+        top = model(x[None].to(device_of(model)))[0].softmax(0).topk(min(5, model.num_classes))
     for p, k in zip(top.values.tolist(), top.indices.tolist()):
         print(f"{p:7.2%}  {printable(model.class_names[k]) if model.class_names else f'class {k}'}")
     print(f"overlay: {printable(str(out))}")
@@ -138,8 +158,7 @@ def predict(args: Arguments) -> None:
         raise LoupeError(f"--top {args.top}: expected 1 or more")
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise LoupeError(f"--out {args.out}: expected a file to write in a folder that is there")
-    hub_or_cache(args.checkpoint)
-    model = LoupeModel.from_pretrained(args.checkpoint)
+    model = _open(args.checkpoint)
     if len(model.sites) > 1 and args.site is None:
         raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
     transform, top = transforms_for(model.data_config, train=False), min(args.top, model.num_classes)
@@ -203,14 +222,51 @@ def audit(args: Arguments) -> None:
     chosen = range(0, len(data), -(-len(data) // args.images))  # evenly spread, so over all classes
     samples = [data[i] for i in tqdm(chosen, desc="photographs", leave=False, disable=None)]
     labels = torch.tensor([sample.label for sample in samples])
-    effects = gate_effect(model, torch.stack([sample.image for sample in samples]), labels, site=args.site,
-                          seed=args.seed, only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)],
-                          progress=True)
+    images = torch.stack([sample.image for sample in samples])
+    effects = gate_effect(on_best_device(model), images, labels, site=args.site, seed=args.seed, progress=True,
+                          only=[*ROWS, "centre", *(f"{name}, eps 0" for name in ROWS)])
     print(f"{len(samples)} {args.split} images of {len(data)}; means over them, against the gate's own mask; precision "
           "fp32")
     print(table(effects))
     print(f"beside these: {worth(labels.numpy(), model.num_classes)}")
     print(conclusion(effects))
+
+
+def reproduce(args: Arguments) -> None:
+    """Runs the paper's experiment, or goes on with it, and prints its table."""
+    from loupe_core.files.download import download_cub
+    from loupe_lab.paper import arms, grid
+    from loupe_lab.paper.experiment import Setting
+    from loupe_lab.paper.machine import check_alone
+    from loupe_lab.paper.rehearsal import SEEDS, rehearsed
+    from loupe_lab.paper.table import table
+
+    check_alone()
+    seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
+    runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
+                     args.pixels)
+    out = args.out / "rehearsal" if args.rehearse else args.out
+    book = Path("data", "results")
+    results = args.results or (book if book.is_dir() and not args.rehearse else out) / "cub.csv"
+    if args.show or args.plan:
+        rows = grid.collect(out, results)
+        if args.plan:
+            print("\n".join(f"{run.name}  {'done' if run in rows else 'to do'}" for run in runs))
+            print(grid.remaining(runs, rows, lambda run: None))
+        else:
+            print(table(list(rows.values()), published=not args.rehearse))
+        return
+    if args.rehearse:
+        with rehearsed(out) as setting:
+            rows = grid.reproduce(runs, setting, results, args.part)
+    else:
+        changes = {name: value for name, value in vars(args).items()
+                   if name in ("precision", "workers", "compile") and value is not None}
+        setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
+                          keep_weights=not args.no_weights)
+        rows = grid.reproduce(runs, setting, results, args.part)
+    print(table(list(rows.values()), published=not args.rehearse))
+    print(f"rows: {printable(str(results))}")
 
 
 def fieldguide(args: Arguments) -> None:
@@ -226,6 +282,14 @@ def fieldguide(args: Arguments) -> None:
     root = write_fieldguide(out, species, train=args.train, test=args.test, size=args.size, seed=args.seed,
                             weather=args.weather, workers=os.cpu_count() or 1)
     print(f"{len(species) * (args.train + args.test)} drawn birds of {len(species)} species: {root}")
+
+
+def part(text: str) -> tuple[int, int]:
+    """"3/16" as (3, 16): which part, of how many."""
+    which, _, parts = text.partition("/")
+    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected which/of how many, such as 3/16")
+    return int(which), int(parts)
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[str, argparse.ArgumentParser]) -> None:
@@ -260,6 +324,32 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--site", help="whose gate, where the model has several")
     p.add_argument("--images", type=int, default=400, help="at most so many, evenly spread over the split")
     p.add_argument("--seed", type=int, default=0, help="of the shuffled mask")
+
+    p = command(reproduce, REPRODUCE)
+    p.usage = "loupe reproduce [FOLDER] [--table TABLE] [--out FOLDER] [options]"
+    p.add_argument("data", type=Path, nargs="?", default=Path("data"), help="folder of CUB-200-2011, which is fetched "
+                   "(1.15 GB) where it is not there")
+    p.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder for the runs; where they are, a "
+                   "stopped experiment goes on")
+    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, cub.csv in data/results "
+                   "where that is there, as in a checkout of the book, else in --out")
+    p.add_argument("--table", default="core", help="core (24 runs), weights (30), ablations (51), or all")
+    p.add_argument("--arm", nargs="+", default=[], help="only these arms, such as bare loupe 'lambda 0'")
+    p.add_argument("--backbone", nargs="+", default=[], help="only these, such as 'base 22k-1k' 'tiny 1k'")
+    p.add_argument("--seeds", type=int, metavar="N", help="so many seeds in place of the table's 2, 3 or 5")
+    p.add_argument("--part", type=part, default=(1, 1), metavar="K/N", help="only every Nth run, from the Kth on: for "
+                   "array jobs; processes that see the same --out share the runs without it")
+    p.add_argument("--pixels", type=int, default=224, help="224, or 384 with the weights for it")
+    p.add_argument("--rehearse", action="store_true", help="all of it in small, in about a minute: tiny images, a tiny "
+                   "Swin, two seeds, in OUT/rehearsal; its figures mean nothing")
+    p.add_argument("--plan", action="store_true", help="only list the runs, and which of them are done")
+    p.add_argument("--show", action="store_true", help="only print the table of what is there")
+    p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs")
+    p.add_argument("--no-weights", action="store_true", help="remove a finished run's weights too (350 MB for each "
+                   "Swin-Base); rows and answers stay")
+    p.add_argument("--precision", help="of every run but the authors' protocol, which is fp32; auto if it is not given")
+    p.add_argument("--workers", type=int, help="processes that read images")
+    p.add_argument("--compile", metavar="MODE", help="compile the steps, see `loupe train --help`")
 
     p = command(fieldguide, "Draw a set of field-guide birds in CUB-200-2011's layout.")
     p.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)

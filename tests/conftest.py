@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser, chromium, new_page, open_html, site, site_folder  # noqa: F401  (fixtures)
+from emulated import emulated_card  # noqa: F401  (a fixture)
 from helpers import write_cub
 
 # Those that take longest, before all others: one that was begun last would leave a processor without work at the end.

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -23,20 +24,22 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # A file imports only from files that stand before it here; the README and the page "The package" have the same order.
 ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.console loupe_core.files.atomic
            loupe_core.files.signals loupe_core.files.images loupe_core.files.lists loupe_core.files.folders
-           loupe_core.files.labels loupe_core.files.cuts
-           loupe_core.files.checks loupe_core.files.progress loupe_core.files.download
-           loupe_core.files.set_lists loupe_core.files.known_sets loupe_core.files.given_labels
-           loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub loupe_core.files.run_folder
-           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.layers loupe_core.start.backbones
-           loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment loupe_core.geometry
-           loupe_core.samples loupe_core.datasets loupe_core.files.card loupe_core.start.limits loupe_core.recipe
-           loupe_core.start.choose loupe_core.start.options loupe_core.start.first loupe_core.start.optimizers
-           loupe_core.start.labels loupe_core.start.probe loupe_core.start.batches loupe_core.trainer
-           loupe_core.heatmap loupe_core.cli loupe_core.__main__ loupe_lab.birds.painter loupe_lab.birds.fieldguide
-           loupe_lab.evidence.statistics loupe_lab.evidence.results loupe_lab.evidence.masks
-           loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit
-           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness loupe_lab.pages.plots
-           loupe_lab.pages.pictures loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer
+           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks loupe_core.files.progress
+           loupe_core.files.download loupe_core.files.set_lists loupe_core.files.known_sets
+           loupe_core.files.given_labels loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub
+           loupe_core.files.run_folder loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices
+           loupe_core.start.layers loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss
+           loupe_core.augment loupe_core.geometry loupe_core.samples loupe_core.datasets loupe_core.files.card
+           loupe_core.start.limits loupe_core.recipe loupe_core.start.choose loupe_core.start.options
+           loupe_core.start.first loupe_core.start.machine loupe_core.start.lion loupe_core.start.optimizers
+           loupe_core.start.labels loupe_core.start.probe loupe_core.start.on_card loupe_core.start.batches
+           loupe_core.start.steps loupe_core.trainer loupe_core.heatmap loupe_core.cli loupe_core.__main__
+           loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
+           loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.answers
+           loupe_lab.evidence.audit loupe_lab.evidence.routing loupe_lab.evidence.scorecard
+           loupe_lab.evidence.robustness loupe_lab.pages.plots loupe_lab.pages.pictures loupe_lab.pages.report
+           loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.paper.arms loupe_lab.paper.machine
+           loupe_lab.paper.experiment loupe_lab.paper.grid loupe_lab.paper.table loupe_lab.paper.rehearsal
            loupe_lab.commands""".split()
 PACKAGES = ("loupe_core", "loupe_lab")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -200,7 +203,7 @@ def build_book(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("build_book", ROOT / "scripts" / "publish" / "build_book.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, path in {"ROOT": tmp_path, "BOOK": tmp_path, "SOURCE": tmp_path}.items():
+    for name, path in {"ROOT": tmp_path, "BOOK": tmp_path, "SOURCE": tmp_path, "FULL": tmp_path / "full"}.items():
         monkeypatch.setattr(module, name, path)
     return module
 
@@ -231,6 +234,43 @@ def test_a_run_leaves_the_authors_cells_and_no_trace_of_the_machine(build_book, 
     assert set(after.metadata) == {"kernelspec", "language_info"}
     assert "version" not in after.metadata.language_info
     assert 0 < seconds and 10 < megabytes
+
+
+def test_a_full_run_is_kept_beside_the_pages_with_its_parameters(build_book, tmp_path, capfd):
+    write_chapter(tmp_path, f"{SMALL}\nOUT = None", "import sys; print(PROFILE, OUT)",
+                  'print("a bar", file=sys.stderr)', PICTURE.replace('{"image/png": {"alt": "a bird"}}', "{}"))
+    notebook, _, _ = build_book.run("chapter", dict(PROFILE="full", OUT="there"))
+    assert notebook == nbformat.read(tmp_path / "full" / "chapter.ipynb", as_version=4)
+    assert [cell.metadata.get("tags") for cell in notebook.cells[:2]] == [["parameters"], ["injected-parameters"]]
+    assert notebook.cells[2].outputs[0].text == "full there\n" and notebook.cells[3].outputs == []
+    assert "a bar" in capfd.readouterr().err and notebook.cells[4].outputs
+    with pytest.raises(build_book.BuildError, match=r"ZeroDivisionError.*traceback: full/chapter.ipynb"):
+        write_chapter(tmp_path, SMALL, "1 / 0")
+        build_book.run("chapter", dict(PROFILE="full"))
+
+
+def test_parameters_of_a_full_run_are_values_or_paths_from_here(build_book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = ["SEED=3", "CHANGES={'lam': 0.5}", "WEIGHTS=swin.safetensors", "OUT=None", "NAME=swin"]
+    assert dict(map(build_book.parameter, texts)) == dict(
+        SEED=3, CHANGES={"lam": 0.5}, WEIGHTS=str(tmp_path / "swin.safetensors"), OUT=None, NAME="swin")
+    with pytest.raises(build_book.BuildError, match="expected NAME=VALUE"):
+        build_book.parameter("swin.safetensors")
+
+
+def test_a_chapter_is_found_by_its_number(build_book, monkeypatch):
+    monkeypatch.setattr(build_book, "chapters", lambda: ["01_a", "02_b", "10_c"])
+    assert build_book.chosen(["02", "10_c"]) == ["02_b", "10_c"] and len(build_book.chosen([])) == 3
+    with pytest.raises(build_book.BuildError, match="no chapter 1 in"):
+        build_book.chosen(["1"])
+
+
+@pytest.mark.parametrize("words, offline", [([], "1"), (["PROFILE=full"], "")])
+def test_the_hub_is_shut_but_for_the_full_profile(words, offline, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    rule = 'shown:; @echo "[$$HF_HUB_OFFLINE]"'
+    said = subprocess.run(["make", "-s", "--eval", rule, "shown", *words], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == f"[{offline}]\n"
 
 
 @pytest.mark.parametrize("sources, line", [

@@ -35,6 +35,8 @@ def add_training(p: argparse.ArgumentParser) -> None:
                    "seconds; auto: by the number of images and the backbone")
     p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
     p.add_argument("--overwrite", action="store_true", help="begin in the place of an earlier training in --out")
+    p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs, and "
+                   "after the last: for a slow disk, or one that keeps what was removed, such as Google Drive")
     p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
     group = p.add_argument_group("the photographs")
     group.add_argument("--labels", type=Path, metavar="CSV", help="a table of file names and labels (and splits), "

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
 from loupe_core.sites import classifiers, eval_mode
+from loupe_core.start.devices import device_of
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C, on features of variance 1; the least is the most cautious
 
@@ -28,7 +29,7 @@ def frozen_features(model: LoupeModel, loader: DataLoader, progress: bool = Fals
         LoupeError: The backbone has several classifiers, or one that is no linear layer.
     """
     classifier = _linear(model)
-    features, labels, device = [], [], next(model.parameters()).device
+    features, labels, device = [], [], device_of(model)
     handle = classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].cpu().double()))
     try:
         with eval_mode(model), torch.inference_mode():

@@ -68,11 +68,12 @@ def gate_effect(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     - "own, eps 0": the own mask, with eps taken out of the first LayerNorm that runs after the gate. "mean, eps 0" and
       the others compare with that. All are absent where no LayerNorm, or another normalisation, follows first.
 
-    The model runs in eval mode without gradients. Afterwards its modes, hooks and eps are what they were.
+    The model runs in eval mode without gradients, on its own device. Afterwards its modes, hooks and eps are what they
+    were.
 
     Args:
         model: a `LoupeModel`, of any form.
-        images: `(N, 3, H, W)`, normalised.
+        images: `(N, 3, H, W)`, normalised, on any device.
         labels: `(N,)` whole numbers, for `right`.
         site: of the gate, where the model has several.
         seed: of "shuffled".

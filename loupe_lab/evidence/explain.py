@@ -45,7 +45,7 @@ BATCH = 64  # images per forward pass, where a map needs many
 
 def explain(model: nn.Module, images: torch.Tensor, method: str,
             target: int | str | Sequence[int | str] | torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-    """One map per image of where the model looked: `(B, C, H, W)` -> `(B, h, w)`, float32, without gradient.
+    """One map per image of where the model looked: `(B, C, H, W)` -> `(B, h, w)`, float32 on the CPU, without gradient.
 
     - "mask": a value per cell of the gate. Option: `site`, where the model has several gates.
     - "grad_cam": a value per cell of a site. Option: `site`, or a layer of a backbone that is not timm's; by
@@ -60,7 +60,7 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
 
     Args:
         model: a `LoupeModel`, or a classifier from timm.
-        images: `(B, C, H, W)`, normalised, so that 0 is the mean colour.
+        images: `(B, C, H, W)`, normalised, so that 0 is the mean colour; on any device.
         method: one of `METHODS`.
         target: class to explain, by its number, or by its name where the model has names; or one per image. None takes
             the predicted ones, in one more forward pass.
@@ -77,7 +77,7 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
     with torch.compiler.set_stance("force_eager"), eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         x = images.detach().to(next(model.parameters()), copy=True)
         target = None if method in ("mask", "rollout") else _classes(model, x, target)
-        return METHODS[method](model, x, target, **options).detach().float()
+        return METHODS[method](model, x, target, **options).detach().float().cpu()
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """How a prediction changes although the bird stays the same: adversarial attacks, and other scenes around the bird.
 
 Images are pixel values here, `(B, 3, H, W)` in [0, 1]; `as_pixels` and `as_images` convert a model's normalised images
-and back. Budgets bound the change of every value (L-infinity), in steps of an 8-bit pixel: 1 is 1/255.
+and back. They may be on any device; the model works where it is, and hands back what is on the CPU. Budgets bound the
+change of every value (L-infinity), in steps of an 8-bit pixel: 1 is 1/255.
 
 Sources: FGSM, Goodfellow et al. 2015; PGD, Madry et al. 2018 (both from captum.robust); the ratio loss is the DLR loss
 of Croce and Hein 2020.
@@ -18,6 +19,7 @@ from torch import nn
 
 from loupe_core.errors import LoupeError
 from loupe_core.sites import eval_mode
+from loupe_core.start.devices import device_of
 from loupe_lab.birds.fieldguide import SPECIES, draw
 
 ATTACKS = ("fgsm", "pgd", "noise")
@@ -87,7 +89,7 @@ def attack(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, budget:
     if len(pixels) and not 0 <= pixels.min() <= pixels.max() <= 1:
         raise LoupeError(f"attack: found pixels from {pixels.min():.2f} to {pixels.max():.2f}; expected values in "
                          "[0, 1]: undo the normalisation with as_pixels")
-    radius = budget / 255
+    radius, device = budget / 255, device_of(model)
 
     def forward(x):
         return model(as_images(model, x))
@@ -111,19 +113,20 @@ def attack(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, budget:
         warnings.filterwarnings("ignore", "Input Tensor")  # captum warns that it switches on the input's gradient
         torch.manual_seed(seed)
         for i in range(0, len(pixels), BATCH):
-            x, y = pixels[i : i + BATCH].detach().clone(), labels[i : i + BATCH]
+            x, y = pixels[i : i + BATCH].detach().to(device, copy=True), labels[i : i + BATCH].to(device)
             allowed = torch.ones_like(x)
             if within is not None:
-                allowed = allowed * within[i : i + BATCH, None]
+                allowed = allowed * within[i : i + BATCH, None].to(device)
             changed = once(x.clone(), y, allowed).detach()
-            found.append((x + (changed - x).clamp(-radius, radius)).clamp(0, 1))
-    return torch.cat(found) if found else pixels.clone()
+            found.append((x + (changed - x).clamp(-radius, radius)).clamp(0, 1).cpu())
+    return torch.cat(found) if found else pixels.cpu().clone()
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """Logits `(B, K)` for pixel values, without gradient, in the mode (train or eval) that the model is in."""
+    device = device_of(model)
     with torch.no_grad():
-        return torch.cat([model(as_images(model, part)) for part in pixels.split(BATCH)])
+        return torch.cat([model(as_images(model, part.to(device))).cpu() for part in pixels.split(BATCH)])
 
 
 def input_gradients(model: nn.Module, pixels: torch.Tensor,
@@ -138,13 +141,13 @@ def input_gradients(model: nn.Module, pixels: torch.Tensor,
         The margin `(B,)`, in logits, and the gradient's absolute value summed over the colours, `(B, H, W)`, in logits
         per unit of pixel value.
     """
-    margins, maps = [], []
+    margins, maps, device = [], [], device_of(model)
     with torch.inference_mode(False), torch.enable_grad():
         for part, true in zip(pixels.split(BATCH), labels.split(BATCH)):
-            x = part.detach().clone().requires_grad_()
-            found = margin(model(as_images(model, x)), true)
-            maps.append(torch.autograd.grad(found.sum(), x)[0].abs().sum(1))
-            margins.append(found.detach())
+            x = part.detach().to(device, copy=True).requires_grad_()
+            found = margin(model(as_images(model, x)), true.to(device))
+            maps.append(torch.autograd.grad(found.sum(), x)[0].abs().sum(1).cpu())
+            margins.append(found.detach().cpu())
     return torch.cat(margins), torch.cat(maps)
 
 

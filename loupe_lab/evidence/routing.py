@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from loupe_core.errors import LoupeError
 from loupe_core.gate import Gate
 from loupe_core.model import LoupeModel
+from loupe_core.start.devices import device_of
 from loupe_lab.evidence.masks import blocks, mean, shuffle_cells
 
 INTERVENTIONS = ("none", "frozen", "detached", "even", "blocks", "shuffled")
@@ -104,7 +105,8 @@ def intervene(model: LoupeModel, kind: str, seed: int = 0) -> Iterator[LoupeMode
 
 
 class GradientTerms(NamedTuple):
-    """The terms of the gradient at the features before a gate, each `(B, C, H, W)`, and the mask `(B, 1, H, W)`.
+    """The terms of the gradient at the features before a gate, each `(B, C, H, W)`, and the mask `(B, 1, H, W)`; on
+    the CPU.
 
     direct: s * M * dL/dF', the classification's with the mask held constant (s is 1, or 2 in the residual form);
     via_mask: the classification's through the mask; penalty: the sparsity penalty's, lambda included.
@@ -125,8 +127,9 @@ def gradient_terms(model: LoupeModel, images: torch.Tensor, labels: torch.Tensor
     """The gradient at F, the features before the gate, of cross-entropy + lam * mean|M|, summed over the images.
 
     Args:
-        model: with one gate, of the form "multiply" or "residual"; it runs in the mode (train or eval) that it is in.
-        images: `(B, 3, H, W)`, normalised.
+        model: with one gate, of the form "multiply" or "residual"; it runs where it is, in the mode (train or eval)
+            that it is in.
+        images: `(B, 3, H, W)`, normalised, on any device.
         labels: `(B,)`, the true classes.
         lam: lambda, the penalty's weight.
 
@@ -138,7 +141,7 @@ def gradient_terms(model: LoupeModel, images: torch.Tensor, labels: torch.Tensor
         found = ", ".join(gate.form for gate in gates) or "no gate"
         raise LoupeError(f"gradient_terms: found {found} in the model; expected one gate, of form "
                          f"{' or '.join(SCALE)}")
-    seen = {}
+    seen, device = {}, device_of(model)
 
     def split(gate: Gate, inputs: tuple, output: tuple) -> tuple:
         # F twice, as two independent inputs: one that is multiplied, one that the mask is computed from
@@ -150,7 +153,7 @@ def gradient_terms(model: LoupeModel, images: torch.Tensor, labels: torch.Tensor
     handle = gates[0].register_forward_hook(split)
     try:
         with torch.enable_grad():
-            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device), reduction="sum")
             penalty = lam * seen["mask"].float().abs().mean((1, 2, 3)).sum()
             ways = [seen["multiplied"], seen["masked"]]
             direct, via_mask = torch.autograd.grad(loss, ways, retain_graph=True, materialize_grads=True)
@@ -159,7 +162,7 @@ def gradient_terms(model: LoupeModel, images: torch.Tensor, labels: torch.Tensor
                 pull = torch.autograd.grad(penalty, ways[1:], materialize_grads=True)
     finally:
         handle.remove()
-    return GradientTerms(direct, via_mask, pull[0], seen["mask"].detach())
+    return GradientTerms(*(part.detach().cpu() for part in (direct, via_mask, pull[0], seen["mask"])))
 
 
 def shares(terms: GradientTerms) -> dict[str, float]:
@@ -169,10 +172,10 @@ def shares(terms: GradientTerms) -> dict[str, float]:
     as vectors, not as lengths). `cosine`: between direct and via_mask. `agree`: the correlation, over cells, of the
     lengths of these two, mean over images; 1 where both are strong in the same cells.
     """
-    whole = float(terms.whole.cpu().double().norm())
+    whole = float(terms.whole.double().norm())
     parts = dict(direct=terms.direct, via_mask=terms.via_mask, penalty=terms.penalty)
-    result = {name: float(part.cpu().double().norm()) / whole if whole else 0.0 for name, part in parts.items()}
-    a, b = terms.direct.cpu().double(), terms.via_mask.cpu().double()
+    result = {name: float(part.double().norm()) / whole if whole else 0.0 for name, part in parts.items()}
+    a, b = terms.direct.double(), terms.via_mask.double()
     lengths = float(a.norm() * b.norm())
     result["cosine"] = float((a * b).sum()) / lengths if lengths else 0.0
     x, y = (part.norm(dim=1).flatten(1) for part in (a, b))  # (B, cells)

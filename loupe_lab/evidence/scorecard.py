@@ -26,6 +26,7 @@ from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
 from loupe_core.heatmap import mask_to_original, peak
 from loupe_core.samples import Sample
+from loupe_core.start.devices import device_of
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.masks import border_ring, centre_gaussian, rank_correlation
 
@@ -114,7 +115,7 @@ class Scene:
 def on_grid(maps: torch.Tensor, cells: int = CELLS) -> np.ndarray:
     """Maps `(N, h, w)` on one grid, `(N, cells, cells)` float64: finer ones averaged in each cell, coarser ones
     interpolated (bilinear)."""
-    maps = torch.as_tensor(maps, dtype=torch.float64)[:, None]
+    maps = torch.as_tensor(maps).to("cpu", torch.float64)[:, None]
     if maps.shape[-1] >= cells:
         return F.adaptive_avg_pool2d(maps, cells)[:, 0].numpy()
     return F.interpolate(maps, (cells, cells), mode="bilinear")[:, 0].numpy()
@@ -202,10 +203,11 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
 
     Insertion begins with the baseline and puts the image back, cell by cell, the map's highest first; deletion takes
     the cells away in the same order. Each value is the area under the probability of `target`: a high one of insertion,
-    and a low one of deletion, speak for the map. Cells that tie come in a random order. Leaves the model in eval mode.
+    and a low one of deletion, speak for the map. Cells that tie come in a random order. Leaves the model in eval mode,
+    and where it is.
 
     Args:
-        images: `(N, 3, H, W)`, normalised.
+        images: `(N, 3, H, W)`, normalised, on any device.
         maps: `(N, h, w)`, any sign.
         target: class or classes; None takes the predicted ones.
         steps: number of steps in which all cells are put back or taken away.
@@ -224,6 +226,7 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
         raise LoupeError(f"insertion_deletion: found baseline {baseline!r} and maps {maps.shape} for {len(images)} "
                          "images; expected 'blur' or 'mean', and one map (h, w) per image")
     model.eval()
+    images, device = images.cpu(), device_of(model)
     n, (h, w), side = len(maps), maps.shape[1:], min(images.shape[-2:])
     sigma = side / 14
     empty = gaussian_blur(images, 2 * int(2 * sigma) + 1, sigma) if baseline == "blur" else torch.zeros_like(images)
@@ -233,10 +236,10 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
     order = torch.as_tensor(order).view(n, 1, h, w)
 
     def probabilities(pictures):
-        return torch.cat([model(part).softmax(1) for part in pictures.split(64)])
+        return torch.cat([model(part.to(device)).softmax(1).cpu() for part in pictures.split(64)])
 
     full = probabilities(images)
-    classes = (full.argmax(1) if target is None else torch.as_tensor(target).expand(n))[:, None]
+    classes = (full.argmax(1) if target is None else torch.as_tensor(target).cpu().expand(n))[:, None]
     ends = [found.gather(1, classes)[:, 0] for found in (probabilities(empty), full)]
     curves = {"insertion": [ends[0]], "deletion": [ends[1]]}
     for count in np.linspace(0, h * w, steps + 1).round()[1:-1]:
@@ -245,7 +248,7 @@ def insertion_deletion(model: nn.Module, images: torch.Tensor, maps: ArrayLike,
             curves[name].append(probabilities(torch.where(turned, inside, outside)).gather(1, classes)[:, 0])
     curves["insertion"].append(ends[1])
     curves["deletion"].append(ends[0])
-    return {name: torch.trapezoid(torch.stack(curve), dim=0).div(steps).cpu().double().numpy()
+    return {name: torch.trapezoid(torch.stack(curve), dim=0).div(steps).double().numpy()
             for name, curve in curves.items()}
 
 
@@ -259,10 +262,10 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask",
 
     Layers are randomised one after another, from the classifier down, each in addition to those before: the values of
     each of their parameter tensors are shuffled, so that the scale stays. Signed maps count by their absolute values.
-    The model itself is not changed: the test works on a copy.
+    The model itself is not changed: the test works on a copy, on the model's device.
 
     Args:
-        images: `(N, 3, H, W)`, normalised.
+        images: `(N, 3, H, W)`, normalised, on any device.
         method: of `explain`.
         target: class or classes to explain throughout; None takes those predicted before.
         layers: name -> dotted name of a module, "" for the whole model; None means `LAYERS`, a Swin's.
@@ -282,7 +285,7 @@ def randomisation(model: nn.Module, images: torch.Tensor, method: str = "mask",
                          f"{[name for name, _ in model.named_modules()][-1]!r}")
     if target is None:
         with torch.no_grad():
-            target = forgetful(images).argmax(1)
+            target = forgetful(images.to(device_of(model))).argmax(1)
 
     def maps_now():
         return on_grid(explain(forgetful, images, method, target, **options).abs())

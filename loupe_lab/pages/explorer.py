@@ -26,6 +26,7 @@ from loupe_core.geometry import Geometry, transforms_for
 from loupe_core.heatmap import peak
 from loupe_core.samples import Sample
 from loupe_core.sites import eval_mode
+from loupe_core.start.devices import device_of
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES, draw
 from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.explain import explain
@@ -76,10 +77,10 @@ def readable(class_name: str) -> str:
 
 
 def likeliest(model: torch.nn.Module, images: torch.Tensor, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The `k` most likely classes of each image `(B, 3, H, W)` with their probabilities, highest first; their names
-    are those in `model.class_names`, or "class 0" and so on without it."""
+    """The `k` most likely classes of each image `(B, 3, H, W)`, on any device, with their probabilities, highest first;
+    their names are those in `model.class_names`, or "class 0" and so on without it."""
     with eval_mode(model), torch.no_grad():
-        probabilities = model(images).softmax(1)
+        probabilities = model(images.to(device_of(model))).softmax(1).cpu()
     names = getattr(model, "class_names", None) or [f"class {i}" for i in range(probabilities.shape[1])]
     best = probabilities.topk(min(k, probabilities.shape[1]))
     return [[(readable(names[i]), float(p)) for p, i in zip(values, numbers.tolist())]

@@ -4,10 +4,15 @@
     python scripts/publish/build_book.py --in-place                      # also write the new outputs into book/
     python scripts/publish/build_book.py --in-place 05_training_on_cub   # run one chapter, the others as committed
     python scripts/publish/build_book.py --no-run                        # only the pages, from the committed outputs
+    python scripts/publish/build_book.py --profile full 05               # one chapter in its full profile
 
 Papermill runs a chapter in the small profile, with book/ as its working directory, like Jupyter and nbval. The result
 is written to a copy of book/ under book/_build, from which Jupyter Book makes the pages; `--in-place` writes the same
 notebook, byte for byte, into book/. Nothing is cached, so a change to the package takes effect at once.
+
+In the full profile a chapter may ask the model hub, take hours, and contradict the text, which then prints a line; its
+other parameters are given by `--set WEIGHTS=swin_base.safetensors`. The notebook with its outputs is kept as
+book/_build/full/NAME.ipynb, cell by cell as it runs, and never written into book/.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import bench_page
 import ledger
@@ -44,7 +50,9 @@ from loupe_core.files.atomic import replaced
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 SOURCE = BOOK / "_build" / "source"
+FULL = BOOK / "_build" / "full"
 PROFILE = "small"
+PATHS = ("WEIGHTS", "OUT")  # parameters of chapters
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 CELL_METADATA = ("tags", "mystnb", "jupyter")  # written by the author; the rest comes from programs
@@ -103,29 +111,40 @@ def check_parameters(name: str) -> None:
         raise BuildError(f'{name}: the cell tagged "parameters" {says}; commit it with PROFILE = "{PROFILE}"')
 
 
-def run(name: str) -> tuple[nbformat.NotebookNode, float, float]:
-    """Runs one chapter; returns the cleaned notebook, seconds, and peak MB of its kernel and workers."""
+def run(name: str, parameters: dict[str, Any] | None = None) -> tuple[nbformat.NotebookNode, float, float]:
+    """Runs one chapter; returns the cleaned notebook, seconds, and peak MB of its kernel and workers.
+
+    Args:
+        parameters: of a run in the full profile, PROFILE among them; the notebook then stays under book/_build/full
+            too, with the cell that says so. None: the small profile, as the pages show it.
+    """
     page = SOURCE / f"{name}.ipynb"
     nbformat.write(clean(nbformat.read(page, as_version=4)), page)
     check_parameters(name)
+    made = page if parameters is None else FULL / page.name
+    made.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with peak_memory() as peak:
         try:
             notebook = papermill.execute_notebook(
                 page,
-                page,
-                parameters={"PROFILE": PROFILE},
+                made,
+                parameters={"PROFILE": PROFILE} if parameters is None else parameters,
                 cwd=BOOK,
                 progress_bar=sys.stderr.isatty(),
                 coalesce_streams=True,
+                stderr_file=None if parameters is None else sys.stderr,  # the bars of hours
                 extra_arguments=["--log-level=ERROR"],  # for messages of the kernel, not of the chapter
             )
         except Exception as error:
-            traceback = page.relative_to(ROOT)
-            raise BuildError(f"{name}, {place(page)}: {reason(error)} (traceback: {traceback})") from error
+            traceback = made.relative_to(ROOT)
+            raise BuildError(f"{name}, {place(made)}: {reason(error)} (traceback: {traceback})") from error
     seconds = time.perf_counter() - start
-    notebook = clean(notebook)
-    check_outputs(name, notebook)
+    notebook = clean(notebook, kept=parameters is not None)
+    if parameters is None:
+        check_outputs(name, notebook)
+    else:
+        nbformat.write(notebook, made)
     nbformat.write(notebook, page)
     return notebook, seconds, peak()
 
@@ -151,9 +170,16 @@ def own_cells(cells: list) -> list:
     return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
-def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without metadata of papermill, times and Python version; ids, sources and outputs stay."""
-    notebook.cells = own_cells(notebook.cells)
+def clean(notebook: nbformat.NotebookNode, kept: bool = False) -> nbformat.NotebookNode:
+    """The notebook without metadata of papermill, times and Python version; ids, sources and outputs stay.
+
+    Args:
+        kept: of a run in the full profile: papermill's cell of parameters stays, and progress bars go.
+    """
+    notebook.cells = notebook.cells if kept else own_cells(notebook.cells)
+    for cell in notebook.cells if kept else ():
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     count = 0
     for cell in notebook.cells:
@@ -289,16 +315,26 @@ def build_committed(folder: Path) -> Path:
     return build_pages(source)
 
 
-def build(names: list[str], in_place: bool) -> None:
-    unknown = set(names) - set(listed := chapters())
-    if unknown:
-        raise BuildError(f"no chapter {sorted(unknown)[0]} in _toc.yml, which has: {', '.join(listed)}")
-    os.environ |= dict(TQDM_DISABLE="1", LOUPE_STRICT="1")  # book/conftest.py says why
+def chosen(words: list[str]) -> list[str]:
+    """The chapters of these names, or of their beginnings, such as 05; all of them where there is no word."""
+    listed = chapters()
+    found = [[name for name in listed if name == word or name.startswith(f"{word}_")] for word in words]
+    for word, names in zip(words, found):
+        if not names:
+            raise BuildError(f"no chapter {word} in _toc.yml, which has: {', '.join(listed)}")
+    return [name for names in found for name in names] or listed
+
+
+def build(words: list[str], in_place: bool, parameters: dict[str, Any] | None = None) -> None:
+    """Runs chapters and builds the pages; `parameters` as in `run`."""
+    names = chosen(words)
+    if parameters is None:
+        os.environ |= dict(TQDM_DISABLE="1", LOUPE_STRICT="1")  # book/conftest.py says why
     copy_sources(SOURCE)
     rows = []
-    for name in names or listed:
+    for name in names:
         print(f"running {name} ...", flush=True)
-        notebook, seconds, megabytes = run(name)
+        notebook, seconds, megabytes = run(name, parameters)
         rows.append((name, f"{seconds:.1f}", f"{megabytes:.0f}"))
         if in_place:
             with replaced(BOOK / f"{name}.ipynb") as unfinished:
@@ -311,19 +347,39 @@ def build(names: list[str], in_place: bool) -> None:
     print(f"the book: {html / 'index.html'}")
 
 
+def parameter(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` -> the name and the value: a Python literal, or else the text itself; WEIGHTS and OUT are paths."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise BuildError(f"--set {text}: expected NAME=VALUE, such as WEIGHTS=swin_base.safetensors")
+    try:
+        return name, literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, str(Path(value).absolute()) if name in PATHS else value  # a chapter runs in another folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the chapters and build the pages.")
-    parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub; default: all")
+    parser.add_argument("chapters", nargs="*", help="such as 05_training_on_cub, or 05; default: all")
     parser.add_argument("--in-place", action="store_true", help="also write the new outputs into book/")
     parser.add_argument("--no-run", action="store_true", help="only build the pages, from the committed outputs")
+    parser.add_argument("--profile", choices=(PROFILE, "full"), default=PROFILE, help="full: see each chapter's top")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other parameters of a full run")
     args = parser.parse_args()
     if args.no_run and (args.chapters or args.in_place):
         parser.error("--no-run runs no chapter: use it alone")
+    full = args.profile == "full"
+    if full and (args.in_place or len(args.chapters) != 1):
+        parser.error("--profile full: expected one chapter, such as CHAPTER=05, and not --in-place, as the committed "
+                     "outputs are those of the small profile")
+    if args.set and not full:
+        parser.error("--set: found it without --profile full, whose parameters it gives")
     try:
+        parameters = dict(map(parameter, args.set)) | dict(PROFILE="full") if full else None
         if args.no_run:
             print(f"the book: {build_committed(BOOK) / 'index.html'}")
         else:
-            build(args.chapters, args.in_place)
+            build(args.chapters, args.in_place, parameters)
     except BuildError as error:
         sys.exit(f"build_book: {error}")
 

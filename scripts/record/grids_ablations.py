@@ -5,6 +5,7 @@ import torch
 from runs import NO_RANKS, images_of, masks_of, part_ranks, trained
 
 from loupe_core import LoupeModel
+from loupe_core.start.devices import device_of
 
 
 def closed_blocks(model: LoupeModel, images: torch.Tensor) -> float:
@@ -18,7 +19,7 @@ def closed_blocks(model: LoupeModel, images: torch.Tensor) -> float:
         lambda norm, inputs, out: shares.append((inputs[0].var(-1, correction=0) < norm.eps).float().mean()))
     with torch.no_grad():
         for batch in images.split(100):
-            model(batch)
+            model(batch.to(device_of(model)))
     handle.remove()
     return round(float(torch.stack(shares).mean()), 4)
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from loupe_core import LoupeModel, Recipe, Trainer
 from loupe_core.samples import Sample
+from loupe_core.start.devices import device_of
 from loupe_lab.evidence.masks import border_ring
 
 TOP = 20  # cells that are smoothed away: about a tenth
@@ -163,11 +164,13 @@ def when_it_goes(model: LoupeModel, grey: np.ndarray, masks: np.ndarray | None, 
     if masks is not None:
         choices |= dict(top=[top(m) for m in masks], other=[top(masks[j]) for j in partner])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+    device = device_of(model)
 
     def probability(images):
         x = torch.stack([torch.tensor(g, dtype=torch.float32).expand(3, -1, -1) for g in images])
         with torch.no_grad():
-            return torch.cat([model(b).float().softmax(1)[:, 1] for b in ((x - mean) / std).split(64)]).numpy()
+            found = [model(b.to(device)).float().softmax(1)[:, 1].cpu() for b in ((x - mean) / std).split(64)]
+        return torch.cat(found).numpy()
 
     full = probability(grey)
     drops = {f"drop_{k}": float((full - probability([without(g, c) for g, c in zip(grey, cells)])).mean())
@@ -235,13 +238,13 @@ def train_on_cells(cells: tuple[np.ndarray, np.ndarray, np.ndarray], model: Loup
     model.float().eval()
     x = torch.stack([tested[i].image for i in range(len(tested))])
     with torch.no_grad():
-        seen = [model(batch, return_mask=True) for batch in x.split(64)]
-    scores = torch.cat([logits for logits, _ in seen]).softmax(1)[:, 1].double().numpy()
+        seen = [model(batch.to(device_of(model)), return_mask=True) for batch in x.split(64)]
+    scores = torch.cat([logits.cpu() for logits, _ in seen]).softmax(1)[:, 1].double().numpy()
     labels, kind, certain = labels[test], kind[test], np.isin(probability[test], (0, 1))
     outcome |= measures(scores, labels, certain, kind)
     grey, masks = (x[:, 0] * model.std[0] + model.mean[0]).numpy(), None
     if model.gates:
-        masks = torch.cat([mask[:, 0] for _, mask in seen]).numpy()
+        masks = torch.cat([mask[:, 0].cpu() for _, mask in seen]).numpy()
         outcome |= dict(mask_sd=masks.std((1, 2)).mean(), border=np.mean([share_of_border(m) for m in masks]))
         outcome |= where_it_lies(masks, grey, labels, kind)
         outcome["masks"] = {name: np.round(masks[chosen].mean(0), 5).astype(float).round(5).tolist()

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from loupe_core import LoupeModel, Recipe, Trainer, peak, transforms_for
 from loupe_core.loss import LossTerms
+from loupe_core.start.devices import device_of
 from loupe_lab.evidence.masks import border_ring, correlation, rank_correlation
 from loupe_lab.evidence.routing import gradient_terms, intervene, shares
 from loupe_lab.evidence.scorecard import on_object
@@ -101,7 +102,7 @@ class Watch:
         training = model.training
         model.eval()
         with torch.no_grad():
-            logits, masks = model(images, return_mask=True)
+            logits, masks = (found.cpu() for found in model(images.to(device_of(model)), return_mask=True))
         terms = gradient_terms(model, images[::5], labels[::5], self.trainer.recipe.lam)
         model.train(training)
         found = dict(masks=masks[:, 0].float().numpy(), right=float((logits.argmax(1) == labels).float().mean()),

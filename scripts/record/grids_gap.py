@@ -12,6 +12,7 @@ import torch
 from runs import ARMS, RESULTS, ROOT, SMALL, Sets, build, fieldguide_sets, images_of, part_ranks, run, trained
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
+from loupe_core.start.devices import device_of
 from loupe_lab.birds.fieldguide import fieldguide_set
 from loupe_lab.evidence.audit import relative_change
 from loupe_lab.evidence.masks import mean, replace_mask
@@ -106,13 +107,12 @@ def opened(arm: str, seed: int) -> tuple:
     model, _, test = trained(arm, seed)
     images, labels = images_of(test)
     with torch.no_grad():
-        logits, masks = zip(*[model(batch, return_mask=True) for batch in images.split(100)])
+        logits, masks = zip(*[model(batch.to(device_of(model)), return_mask=True) for batch in images.split(100)])
     masks = [masks] if model.one_mask else zip(*masks)
-    masks = {name: torch.cat(parts)[:, 0] for name, parts in zip(model.gates, masks)}
-    return model, test, images, labels, torch.cat(logits), masks
+    masks = {name: torch.cat(parts)[:, 0].cpu() for name, parts in zip(model.gates, masks)}
+    return model, test, images, labels, torch.cat(logits).cpu(), masks
 
 
-@torch.no_grad()
 def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
     """A trained model in which the mask of one gate, of all gates or of none is replaced by its mean in each image.
 
@@ -122,9 +122,12 @@ def scales(arm: str, levelled: str, seed: int) -> tuple[dict, None]:
     model, test, images, labels, before, masks = opened(arm, seed)
     names = dict(nothing=[], all=list(model.gates)).get(levelled, [levelled])
     with ExitStack() as levelling:
+        levelling.enter_context(torch.no_grad())
         for name in names:
             levelling.enter_context(replace_mask(model.gates[name], mean))
-        after = torch.cat([model(batch) for batch in images.split(100)]) if names else before
+        after = before
+        if names:
+            after = torch.cat([model(batch.to(device_of(model))).cpu() for batch in images.split(100)])
     right = (after.argmax(1) == labels).numpy()
     looks = dict(mask_mean="", mask_sd="", on_bird="")
     if len(names) == 1:

@@ -115,7 +115,8 @@ def after_training(arm: str, noise: float, names: tuple[str, ...], seed: int) ->
     images, labels = birds(tuple(model.data_config.items()), 1)
     images = images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     seen = []
-    handle = next(iter(model.gates.values())).loupe.register_forward_hook(lambda module, inputs, m: seen.append(m))
+    handle = next(iter(model.gates.values())).loupe.register_forward_hook(
+        lambda module, inputs, m: seen.append(m.cpu()))
     effects = gate_effect(model, images, labels, seed=seed, only=names)
     handle.remove()
     seen = torch.cat(seen)[:len(images)]  # the gate makes the same mask in every pass

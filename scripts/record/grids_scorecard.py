@@ -12,6 +12,7 @@ from runs import telling_parts, trained
 
 from loupe_core import CUB200, LoupeModel, Trainer, transforms_for
 from loupe_core.samples import Sample
+from loupe_core.start.devices import device_of
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.evidence.scorecard import (
@@ -82,7 +83,8 @@ def score(model: LoupeModel, scenes: list[Scene], method: str | torch.Tensor = "
     rng, N = np.random.default_rng(seed), len(scenes)
     images = torch.stack([scene.sample.image for scene in scenes])
     with torch.no_grad():
-        target = torch.cat([model.eval()(images[i : i + 64]).argmax(1) for i in range(0, N, 64)])
+        target = torch.cat([model.eval()(images[i : i + 64].to(device_of(model))).argmax(1).cpu()
+                            for i in range(0, N, 64)])
     if isinstance(method, str) and method == "centre":
         maps = np.tile(centre_prior(), (N, 1, 1))
     elif isinstance(method, str) and method == "outline":

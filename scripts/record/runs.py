@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
 from loupe_core.files.atomic import replaced, write_whole
+from loupe_core.start.devices import best_device, device_of, on_best_device
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES, Species, fieldguide_set, species_of
 from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.baselines import control
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.results import commit, pack_right
 from loupe_lab.evidence.scorecard import rank_of_part
+from loupe_lab.paper.arms import ARMS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -30,9 +32,13 @@ Sets = Callable[[str, Callable], Dataset | None]  # (split, transform) -> a data
 
 
 def provenance(trainer: Trainer | None = None) -> dict:
-    """The columns that say where a row comes from, as far as it can matter for its numbers."""
+    """The columns that say where a row comes from, as far as it can matter for its numbers.
+
+    machine: the kind of processor, and the card's name where one is used: "x86_64, Tesla T4".
+    """
+    card = f", {torch.cuda.get_device_name()}" if best_device().type == "cuda" else ""
     return dict(commit=commit(ROOT, ("loupe_core", "loupe_lab", "scripts")),  # changed results and pages do not matter
-                torch=torch.__version__.split("+")[0], timm=timm.__version__, machine=platform.machine(),
+                torch=torch.__version__.split("+")[0], timm=timm.__version__, machine=platform.machine() + card,
                 precision=trainer.accelerator.mixed_precision if trainer else "no", threads=torch.get_num_threads())
 
 
@@ -64,12 +70,12 @@ def run(model: LoupeModel, sets: Sets, recipe: Recipe) -> tuple[dict, Trainer, C
 
 def masks_of(model: LoupeModel, dataset: CUB200) -> list[np.ndarray]:
     """The spatial mask `(h, w)` of each image: the gate's, or that of CBAM's spatial half."""
-    device, seen = next(model.parameters()).device, []
+    device, seen = device_of(model), []
     for first in range(0, len(dataset), 64):
         samples = [dataset[i] for i in range(first, min(first + 64, len(dataset)))]
         images = torch.stack([sample.image for sample in samples]).to(device)
         if model.gates:
-            seen.extend(explain(model, images, "mask").cpu().numpy())
+            seen.extend(explain(model, images, "mask").numpy())
             continue
         handle = model.peer.spatial.gate.register_forward_hook(
             lambda module, inputs, mask: seen.extend(mask[:, 0].float().cpu().numpy()))
@@ -121,22 +127,8 @@ def lite0() -> torch.nn.Module:
     return backbone
 
 
-# How the recorded trainings of Part III differ: the small profile (20 species of field-guide birds, Recipe.small) with
-# these changes of the model, of the mask (`control`), and of the recipe.
-ARMS = {
-    "bare": dict(model=dict(site=())),
-    "loupe": {},
-    **{f"lambda {lam:g}": dict(recipe=dict(lam=lam)) for lam in (0, 0.01, 0.5, 5)},
-    "l2": dict(recipe=dict(norm="l2")),
-    "sum": dict(recipe=dict(norm_reduction="sum")),
-    **{site: dict(model=dict(site=site)) for site in ("stage1", "stage3", "stage4", "stage3.inside")},
-    "multi-scale": dict(model=dict(site=("stage1", "stage2", "stage3"))),
-    **{f"reduction {r}": dict(model=dict(reduction=r)) for r in (4, 8)},
-    **{kind: dict(control=kind) for kind in ("constant", "shuffled", "random", "centre", "cbam")},
-    "mix": dict(model=dict(form="mix")),
-    "residual": dict(model=dict(form="residual")),
-}
-
+# The recorded trainings of Part III are the small profile (20 species of field-guide birds, Recipe.small) with the
+# changes of `ARMS`.
 # Trainings that are not compared arm by arm: other learning rates of Lion, and a backbone with BatchNorm.
 MORE_ARMS = {
     "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),
@@ -162,6 +154,7 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     """The model of an arm after its training, what the training gave (see `run`), and the test set.
 
     It is trained once: data/runs keeps its weights for all grids that measure it. Remove that folder to train again.
+    The model is on the card where there is one.
     """
     sets = fieldguide_sets(SMALL, seed, 30, 20)
     kept = KEPT / f"{arm}-{seed}.pt"
@@ -169,15 +162,17 @@ def trained(arm: str, seed: int) -> tuple[LoupeModel, dict, CUB200]:
     with FileLock(kept.with_suffix(".lock")):  # processes that record parts of a grid may want the same training
         model = build(arm, seed)
         if kept.exists():
-            stored = torch.load(kept, weights_only=True)
+            stored = torch.load(kept, weights_only=True, map_location="cpu")
             model.load_state_dict(stored["weights"])
-            return model.eval(), stored["outcome"], sets("test", transforms_for(model.data_config, train=False))
+            test = sets("test", transforms_for(model.data_config, train=False))
+            return on_best_device(model).eval(), stored["outcome"], test
         began = time.perf_counter()
         outcome, trainer, test = run(model, sets, Recipe.small(seed=seed, **(ARMS | MORE_ARMS)[arm].get("recipe", {})))
         outcome |= dict(training_seconds=round(time.perf_counter() - began, 1), **provenance(trainer))
+        weights = {name: value.cpu() for name, value in model.state_dict().items()}  # to be read without a card too
         with replaced(kept) as unfinished:
-            torch.save(dict(weights=model.state_dict(), outcome=outcome), unfinished)
-    return model.eval(), outcome, test
+            torch.save(dict(weights=weights, outcome=outcome), unfinished)
+    return on_best_device(model).eval(), outcome, test
 
 
 def images_of(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,129 @@
+"""Every grid of data/results runs with an emulated card, on few birds and for one epoch; see `emulated`.
+
+A grid that mixed devices, or put a tensor into its row, would raise. What is kept can be read without a card.
+"""
+
+import csv
+import importlib
+from functools import partial
+from pathlib import Path
+
+import emulated
+import numpy as np
+import pytest
+import record_results
+import runs
+import timm
+import torch
+from helpers import write_cub
+
+from loupe_core import Recipe
+from loupe_core.start.devices import device_of
+from loupe_lab.birds.fieldguide import fieldguide_set
+
+ROOT = Path(__file__).resolve().parents[1]
+GRIDS = [importlib.import_module(file.stem) for file in sorted((ROOT / "scripts" / "record").glob("grids_*.py"))]
+
+# Rows of each grid that take its different ways; all grids of data/results must be here.
+ROWS = {
+    "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "shuffled", "cbam")],
+    "agreement": [dict(arm="loupe", seed=0, other=1)],
+    "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
+    "context": [dict(arm="loupe", seed=0)],
+    "dynamics": [dict(arm="loupe", seed=0, step=1)],
+    "finetune": [dict(arm="backbone 1e-4", backbone="swin_micro", photographs="cub10", seed=0)],
+    "gap": [dict(arm="loupe", change="as it is", seed=0), dict(arm="bare", change="144 shown at 80", seed=0)],
+    "lambda": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="convolution", seed=0)],
+    "photographs": [dict(arm="loupe", seed=0)],
+    "reach": [dict(state="start", arm="swin_micro", site="stage2", form="multiply", mask="iid", seed=0),
+              dict(state="trained", arm="loupe", site="stage2", form="multiply", mask="its own", seed=0)],
+    "remedies": [dict(arm="residual", lr="0.0003", seed=0)],
+    "robustness": [dict(arm="loupe", seed=0)],
+    "robustness_checks": [dict(arm="loupe", seed=0)],
+    "routing": [dict(kind=kind, seed=0) for kind in ("none", "shuffled")],
+    "scales": [dict(arm="multi-scale", levelled="stage2", seed=0)],
+    "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
+    "scorecard_photographs": [dict(method="mask", seed=0)],
+    "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
+    "small_profile": [dict(arm="bare", seed=0)],
+    "solar": [dict(arm=arm, seed=0) for arm in ("loupe", "bare")],
+    "solar_splits": [dict(rule="darkness", by="block", seed=0)],
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The grids on few birds, one epoch, and a folder of their own; what they kept in memory is forgotten."""
+    folder = tmp_path_factory.mktemp("grids")
+    photographs = write_cub(folder / "cub", classes=10, per_class=4, size=(48, 48), segmentations=True)
+    rng = np.random.default_rng(0)
+    cells = rng.integers(120, 200, (48, 60, 60)).astype(np.uint8)
+    small = Recipe.small.__func__
+
+    def few(root, species, *, train, test, **settings):
+        return fieldguide_set(root, species, train=3, test=2, **settings)
+
+    def short(cls, **changes):
+        return small(cls, **changes | dict(epochs=1, workers=0, batch_size=24, head="probe"))
+
+    caches = [value for module in GRIDS for value in vars(module).values() if hasattr(value, "cache_clear")]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (runs, *GRIDS):
+            if hasattr(module, "fieldguide_set"):
+                patch.setattr(module, "fieldguide_set", few)
+            if hasattr(module, "lite0"):
+                patch.setattr(module, "lite0", partial(
+                    timm.create_model, "tf_efficientnet_lite0", pretrained_cfg_overlay=dict(input_size=(3, 96, 96))))
+        patch.setattr(runs, "KEPT", folder / "kept")
+        patch.setattr(runs, "ROOT", folder)
+        patch.setattr(grids("gap"), "ROOT", folder)
+        patch.setattr(Recipe, "small", classmethod(short))
+        patch.setattr(grids("first"), "Recipe", QuickRecipe)
+        patch.setattr(grids("start"), "_FIRST", grids("start")._FIRST | dict(epochs=1, workers=0))
+        patch.setattr(grids("start"), "MOST", 12)
+        patch.setattr(grids("dynamics"), "BIRDS", 20)
+        patch.setattr(grids("beyond"), "load_cells", lambda: (cells, np.tile([0, 1, 1 / 3, 1], 12), np.repeat(
+            ["mono", "poly"], 24)))
+        patch.setattr(grids("beyond"), "BLOCK", 4)
+        patch.setattr(record_results, "keep_masks", lambda *args: None)
+        patch.setenv("LOUPE_CUB_ROOT", str(photographs))
+        for cache in caches:
+            cache.cache_clear()
+        yield folder
+    for cache in caches:
+        cache.cache_clear()
+
+
+def grids(name):
+    return importlib.import_module(f"grids_{name}")
+
+
+class QuickRecipe(Recipe):
+    """The recipe that a grid writes out, with one epoch."""
+
+    def __init__(self, **choices):
+        super().__init__(**choices | dict(epochs=1, workers=0))
+
+
+@pytest.mark.parametrize("grid", record_results.GRIDS)
+def test_a_row_of_a_grid_is_measured_on_the_card(grid, tiny, card):
+    file = ROOT / "data" / "results" / f"{grid}.csv"
+    columns = next(csv.reader(file.open(encoding="utf-8")))
+    for choice in ROWS[grid]:
+        row = record_results.run_row(grid, choice)
+        assert set(columns) <= set(row), set(columns) - set(row)
+        assert row["machine"].endswith(", Emulated Card")
+        assert not any(isinstance(value, torch.Tensor) for value in row.values())
+
+
+def test_a_training_from_the_card_is_read_where_there_is_none(tiny):
+    with emulated.card():
+        for _ in range(2):  # trained, and read again
+            assert device_of(runs.trained("residual", 1)[0]).type == "cuda"
+        model, outcome, _ = runs.trained("residual", 1)
+        assert "bf16" == outcome["precision"]
+        kept = runs.KEPT / "residual-1.pt"
+        stored = torch.load(kept)
+        assert {value.device.type for value in stored["weights"].values()} == {"cpu"}
+        torch.save(stored | dict(weights=model.state_dict()), kept)  # as it was kept until November 2026
+    assert device_of(runs.trained("residual", 1)[0]).type == "cpu"
