@@ -242,6 +242,9 @@ def reproduce(args: Arguments) -> None:
     from loupe_lab.paper.table import table
 
     check_alone()
+    if args.rehearse and args.results:
+        raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; expected "
+                         "--results without --rehearse")
     seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
     runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
                      args.pixels)
@@ -258,6 +261,7 @@ def reproduce(args: Arguments) -> None:
         return
     if args.rehearse:
         with rehearsed(out) as setting:
+            setting.keep_weights = not args.no_weights
             rows = grid.reproduce(runs, setting, results, args.part)
     else:
         changes = {name: value for name, value in vars(args).items()

@@ -12,11 +12,13 @@ import sys
 import time
 
 import ledger
+import nbformat
 import numpy as np
 import pytest
 import timm
 import torch
 from helpers import FORKS
+from nbclient import NotebookClient
 from test_kill import FILE_EVENTS
 
 from loupe_core import CUB200, LoupeError, LoupeModel, Recipe, transforms_for
@@ -81,6 +83,11 @@ def test_a_plan_goes_seed_by_seed_and_can_be_narrowed():
 def test_a_wrong_choice_is_told_in_one_line(options, says):
     with pytest.raises(LoupeError, match=says):
         plan(**options)
+
+
+def test_a_rehearsal_stays_out_of_the_results(capsys, tmp_path):
+    assert main(["reproduce", "--rehearse", "--results", str(tmp_path / "cub.csv")]) == 2
+    assert "the figures of a rehearsal mean nothing" in capsys.readouterr().err
 
 
 def test_several_processes_of_one_training_are_refused(monkeypatch, capsys):
@@ -350,3 +357,20 @@ def test_conditions_that_do_not_exclude_each_other_are_refused():
 def test_a_claim_without_a_rule_has_no_verdict_there():
     assert ledger.on_cub(dict(id="x"), made_up(0.9, 0.9)) == ("", "")
     assert sum("cub" in claim for claim in CLAIMS) >= 14
+
+
+# ---- on Colab
+
+
+def test_the_notebook_for_colab_runs_and_goes_on(tmp_path):
+    """In small, with two arms; the second time it finds all done."""
+    notebook = nbformat.read(ledger.ROOT / "scripts" / "colab" / "reproduce.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) == 5 and all(not cell.outputs for cell in code)
+    code[1].source += f"\nARM, SEEDS, REHEARSE, OUT = ['bare', 'loupe'], 1, True, {str(tmp_path)!r}"
+    for left in (2, 0):
+        NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=ledger.ROOT))).execute()
+        said = ["".join(out.get("text", "") for out in cell.outputs) for cell in code]
+        assert f"{left} of 2 runs left" in said[2] and "exit code: 0" in said[3]
+        assert "2 runs on" in said[4] and (tmp_path / "rehearsal" / "cub.csv").is_file()
+        assert not list(tmp_path.rglob("*.safetensors")), "no weights on the Drive"
