@@ -59,7 +59,7 @@ paper: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@for name in gate training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in gate launches training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide

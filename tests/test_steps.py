@@ -146,8 +146,7 @@ def test_a_training_as_on_a_card_gives_the_rows_of_one_on_a_processor(optimizer,
                      [v.clone() for v in trainer.model.state_dict().values()]))
         synced.append(counter.count)
     assert rows[0][0] == rows[1][0] and all(map(torch.equal, rows[0][1], rows[1][1]))
-    steps_taken = 2 * 5
-    assert synced[0] - synced[1] >= 2 * steps_taken - 4, synced  # finite, and what the row holds
+    assert synced[0] - synced[1] == 2 * 5  # one look at the loss in every step
 
 
 class CountSyncs(TorchDispatchMode):
