@@ -242,6 +242,9 @@ def reproduce(args: Arguments) -> None:
     from loupe_lab.paper.table import table
 
     check_alone()
+    if args.rehearse and args.results:
+        raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; expected "
+                         "--results without --rehearse")
     seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
     runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
                      args.pixels)
@@ -258,6 +261,7 @@ def reproduce(args: Arguments) -> None:
         return
     if args.rehearse:
         with rehearsed(out) as setting:
+            setting.keep_weights = not args.no_weights
             rows = grid.reproduce(runs, setting, results, args.part)
     else:
         changes = {name: value for name, value in vars(args).items()
@@ -331,8 +335,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
                    "(1.15 GB) where it is not there")
     p.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder for the runs; where they are, a "
                    "stopped experiment goes on")
-    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, cub.csv in data/results "
-                   "where that is there, as in a checkout of the book, else in --out")
+    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, "
+                   "data/results/cub.csv in a checkout of the book, else cub.csv in --out")
     p.add_argument("--table", default="core", help="core (24 runs), weights (30), ablations (51), or all")
     p.add_argument("--arm", nargs="+", default=[], help="only these arms, such as bare loupe 'lambda 0'")
     p.add_argument("--backbone", nargs="+", default=[], help="only these, such as 'base 22k-1k' 'tiny 1k'")

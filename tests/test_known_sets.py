@@ -15,6 +15,7 @@ from torchvision import datasets
 from loupe_core import LoupeError, LoupeModel, PhotoFolder, Recipe, Trainer, open_set, transforms_for
 from loupe_core.cli import main
 from loupe_core.files.known_sets import KNOWN_SETS, known_set, published
+from loupe_core.files.run_folder import trained_on
 from loupe_core.samples import labels_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +162,8 @@ SIZES = {  # training with validation, test, classes
 
 def test_a_set_is_known_by_its_own_files_and_cut_by_its_own_lists(stand_in):
     name, root = stand_in
-    parts = {split: open_set(root, split) for split in ("train", "val", "test")}
+    first = open_set(root)
+    parts = {split: first.with_split(split) for split in ("train", "val", "test")}
     train, val, test = (len(part) for part in parts.values())
     assert (train + val, test, len(parts["train"].class_names)) == SIZES[name]
     assert 0 < val <= train
@@ -290,8 +292,8 @@ def test_the_command_trains_and_evaluates_without_an_option(name, tmp_path, caps
     assert f"{name} by its own lists" in told and f"{test} test photographs of {classes} classes" in told
     assert main(["evaluate", data, "--checkpoint", out]) == 0
     assert f" of {test}" in capsys.readouterr().out
-    used = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert "test" not in json.dumps(used.get("train", used)).replace("test_fraction", "")
+    seen = trained_on(tmp_path / "out" / "best", "train", "val")  # by the training, and by the choice of its epoch
+    assert len(seen) > 0 and not seen & set(open_set(data, "test").identities())
 
 
 NEEDED = {  # each of these is a file or folder without which the set cannot be read
@@ -463,6 +465,17 @@ def test_missing_photographs_are_counted_before_a_training(tmp_path, capsys):
     assert main(["train", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert "1 of 12 listed photographs are missing (oxford-iiit-pet/images/Egyptian_Mau_2.jpg)" in told
+
+
+def test_the_table_of_the_page_is_that_of_the_program():
+    page = (ROOT / "book" / "your_photographs.md").read_text()
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    table = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
+    listed = [known for known in KNOWN_SETS if known.sizes]
+    assert set(table) == {"set", *(known.name for known in listed)}
+    for known in listed:
+        assert table[known.name][:3] == [f"{size:,}" for size in known.sizes]
+        assert known.page in table[known.name][3] or known.name.endswith("mini")
 
 
 def test_every_known_set_has_a_stand_in_or_says_why_not():

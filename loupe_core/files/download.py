@@ -172,8 +172,8 @@ def _download(archive: Archive, part: Path) -> None:
         if size != archive.size:  # a page that asks for a login, say: it must not take the place of what is there
             raise LoupeError(f"{archive.url}: found a file of {size:,} bytes, expected {archive.size:,}; "
                              + (f"{part} is as it was" if have else _NOTHING_KEPT))
-        with open(part, "ab" if start else "wb") as file, \
-                progress(archive.folder, archive.size, start) as told:
+        with open(part, "ab") as file, progress(archive.folder, archive.size, start) as told:
+            file.truncate(start)
             while block := answer.read1(_BLOCK):  # what has arrived, and no waiting for more
                 file.write(block)
                 told(len(block))

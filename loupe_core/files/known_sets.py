@@ -101,7 +101,7 @@ def published(root: str | Path) -> Photographs | None:
     if known.sizes and sizes != known.sizes:
         layout += " (published with {1:,} training and {2:,} test photographs of {0:,} classes)".format(*known.sizes)
     return Photographs(
-        layout, [names[k] for k in used], [Path(on_disk(str(base), file)) for file in files],
+        layout, [names[k] for k in used], [on_disk(str(base), file) for file in files],
         [normalize("NFC", file) for file in files], [row.split for row in rows],
         np.searchsorted(used, [row.label for row in rows]).tolist(),
         Counter({known.groups: len(names) - len(used)} if known.groups and len(names) > len(used) else {}))

@@ -45,7 +45,8 @@ def add_training(p: argparse.ArgumentParser) -> None:
                        "it is not given")
     group.add_argument("--test-fraction", type=float, metavar="X", help="of all images of each class, 0.2 if it is "
                        "not given; for sets without a test split of their own")
-    group.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
+    group.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB), "
+                       "or the rest of it where an earlier download broke")
     group.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
     group.add_argument("--check", action="store_true", help="first read every photograph, and list the bad ones")
     group = p.add_argument_group("the backbone")

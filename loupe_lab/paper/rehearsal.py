@@ -1,4 +1,4 @@
-"""The whole experiment in small: CUB's layout and number of classes, images of 32 px, a Swin of some thousand weights.
+"""The whole experiment in small: CUB's layout and number of classes, images of 64 px, a Swin of some thousand weights.
 
 It shows that every arm trains, is measured and gives its row on this machine, before hours of a card are spent. Its
 figures mean nothing.
@@ -16,9 +16,9 @@ from tqdm import tqdm
 from loupe_lab.paper.arms import Run
 from loupe_lab.paper.experiment import Setting
 
-CLASSES, PIXELS = 200, 32
+CLASSES, PIXELS = 200, 64
 SEEDS = 2  # the fewest that give an interval
-_SWIN = dict(patch_size=2, window_size=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+_SWIN = dict(window_size=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
 _WIDTHS = dict(base=16, tiny=8)
 
 

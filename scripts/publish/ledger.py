@@ -181,8 +181,8 @@ def page() -> str:
     lines = [f"**{len(claims)} claims:** " + ", ".join(f"{count[v]} {v}" for v in VERDICTS) + ".", ""]
     full = Counter(verdict for claim in claims if (verdict := on_cub(claim, rows)[0]))
     lines += [f"On CUB at full size, {full.total()} of them: " + ", ".join(
-        f"{n} {v}" for v, n in full.items()) + ". That column follows from the rows of `loupe reproduce` by a rule that "
-        "stands with each claim in data/ledger.yml; nobody writes it.", ""]
+        f"{n} {v}" for v, n in full.items()) + ". That column follows from the rows of `loupe reproduce` by a rule in "
+        "data/ledger.yml, which stands with each claim; nobody writes it.", ""]
     for topic in dict.fromkeys(claim["topic"] for claim in claims):
         lines += [f"## {topic}", "", "| claim | verdict, and what shows it | CUB at full size |", "|---|---|---|"]
         for claim in (c for c in claims if c["topic"] == topic):
