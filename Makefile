@@ -27,7 +27,7 @@ help:
 	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
 	@echo "make paper       the paper's experiment on CUB, for a card: ARM='bare loupe' SEEDS=5 PART=3/16 TABLE=core"
-	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
+	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth, intervals (20 minutes)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
 	@echo "make address     write this repository's address into the book: URL=https://github.com/OWNER/NAME"
@@ -59,7 +59,8 @@ paper: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@for name in gate launches training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in gate launches training loader explanations growth coverage; do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide

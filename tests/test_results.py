@@ -185,6 +185,17 @@ def test_an_interval_is_students_t_and_covers_as_often_as_it_says():
     assert abs(np.mean(covered) - 0.95) < 4 * (0.95 * 0.05 / 4000) ** 0.5
 
 
+def test_an_interval_of_accuracies_ends_where_they_end():
+    found = interval([0.99, 1.0, 0.96], within=(0, 1))
+    mean, half = found
+    assert found.high == 1 and found.low == mean - half and mean + half > 1
+    assert interval([0.99, 1.0, 0.96]).high > 1
+    low = interval([0.0, 0.0, 0.02], within=(0, 1))
+    assert low.low == 0 < low.high and interval([0.0, 0.0, 0.0], within=(0, 1)) == (0, 0)
+    wide = interval([0.0, 1.0], within=(0, 1))
+    assert (wide.low, wide.high, wide.half) == (0, 1, 0.5)
+
+
 def test_an_interval_of_one_value_is_refused():
     with pytest.raises(LoupeError, match="found 1 value"):
         interval([0.9])

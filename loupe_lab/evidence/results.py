@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from loupe_core.errors import LoupeError
+from loupe_lab.evidence.statistics import ANYWHERE, Interval
 
 
 def read_results(name: str) -> list[dict]:
@@ -49,8 +50,12 @@ def commit(root: Path, folders: Iterable[str]) -> str:
     return found + ("-dirty" if changed else "") if found else "none"
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
+def interval(values: Iterable[float], level: float = 0.95, within: tuple[float, float] = ANYWHERE) -> Interval:
     """Mean of a few runs, such as one per seed, and the half-width of its confidence interval (Student's t).
+
+    Args:
+        within: The least and the largest possible value, such as (0, 1) for accuracies; the ends, `low` and `high` of
+            what is returned, stay there.
 
     Raises:
         LoupeError: there are fewer than two values.
@@ -59,7 +64,7 @@ def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float
     if len(values) < 2:
         raise LoupeError(f"interval: found {len(values)} value(s); expected two or more to tell a spread")
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
-    return sum(values) / len(values), float(half)
+    return Interval(sum(values) / len(values), float(half), within)
 
 
 def pack_right(right: ArrayLike) -> str:

@@ -101,8 +101,10 @@ def table(rows: Sequence[dict], arms: Sequence[str] | None = None, published: bo
             continue
         of_arm = arm_rows(rows, arm, backbone, int(pixels))
         values = [100 * float(row["accuracy"]) for row in of_arm.values()]
-        mean, half = interval(values) if len(values) > 1 else (values[0], None)
-        accuracy = f"{mean:.2f}" + ("" if half is None else f" ({mean - half:.2f} to {min(mean + half, 100):.2f})")
+        accuracy = f"{np.mean(values):.2f}"
+        if len(values) > 1:
+            span = interval(values, within=(0, 100))
+            accuracy += f" ({span.low:.2f} to {span.high:.2f})"
         base = "authors bare" if arm in AUTHORS else "bare"
         found = None if arm == base else difference(rows, arm, base, backbone, pixels=int(pixels))
         gain = "" if found is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(

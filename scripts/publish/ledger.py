@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from loupe_lab.evidence.results import interval, read_results, unpack_right
-from loupe_lab.evidence.statistics import paired_difference
+from loupe_lab.evidence.statistics import ANYWHERE, paired_difference
 from loupe_lab.paper import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,18 +70,21 @@ def difference(grid: str, a: dict, b: dict, column: str = "right", images: int =
         raise LedgerError(f"data/results/{grid}: {a} and {b} share {len(seeds)} seeds; expected two or more")
     if column.startswith("right"):
         read = lambda rows: np.stack([unpack_right({"right": rows[s][column]}, images) for s in seeds])  # noqa: E731
-        mean, half = paired_difference(read(one), read(other))
+        found = paired_difference(read(one), read(other))
         n = f"{len(seeds)} seeds x {images} {of}"
     else:
-        mean, half = interval([float(one[s][column]) - float(other[s][column]) for s in seeds])
+        found = interval([float(one[s][column]) - float(other[s][column]) for s in seeds])
         n = f"{len(seeds)} seeds"
-    mean, half = scale * mean, scale * half
-    return Number(f"{mean:+.{digits}f}{unit} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f}; {n})",
-                  mean, mean - half, mean + half)
+    mean, low, high = scale * found.mean, scale * found.low, scale * found.high
+    return Number(f"{mean:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}; {n})", mean, low, high)
 
 
-def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2) -> Number:
+def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2,
+         within: tuple[float, float] = ANYWHERE) -> Number:
     """A column's mean over seeds, with its interval.
+
+    Args:
+        within: The least and the largest possible value, scaled: [0, 100] for a share in per cent.
 
     Raises:
         LedgerError: as in `select`.
@@ -90,10 +93,9 @@ def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", 
     values = [scale * float(row[column]) for row in rows.values()]
     if len(values) < 2:
         return Number(f"{values[0]:.{digits}f}{unit} (one run)", values[0])
-    value, half = interval(values)
-    low, high = value - half, value + half
-    text = f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}; {len(values)} seeds)"
-    return Number(text, value, low, high)
+    found = interval(values, within=within)
+    text = f"{found.mean:.{digits}f}{unit} ({found.low:.{digits}f} to {found.high:.{digits}f}; {len(values)} seeds)"
+    return Number(text, found.mean, found.low, found.high)
 
 
 def cell(chapter: str, id: str, find: str) -> Number:
