@@ -235,16 +235,18 @@ def audit(args: Arguments) -> None:
 def reproduce(args: Arguments) -> None:
     """Runs the paper's experiment, or goes on with it, and prints its table."""
     from loupe_core.files.download import download_cub
+    from loupe_core.start.devices import best_device
     from loupe_lab.paper import arms, grid
     from loupe_lab.paper.experiment import Setting
-    from loupe_lab.paper.machine import check_alone
+    from loupe_lab.paper.hours import at_most, hours
+    from loupe_lab.paper.machine import card, check_alone
     from loupe_lab.paper.rehearsal import SEEDS, rehearsed
     from loupe_lab.paper.table import table
 
     check_alone()
     if args.rehearse and args.results:
-        raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; expected "
-                         "--results without --rehearse")
+        raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; "
+                         "expected --results without --rehearse")
     seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
     runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
                      args.pixels)
@@ -256,6 +258,8 @@ def reproduce(args: Arguments) -> None:
         if args.plan:
             print("\n".join(f"{run.name}  {'done' if run in rows else 'to do'}" for run in runs))
             print(grid.remaining(runs, rows, lambda run: None))
+            if left := [] if args.rehearse else [run for run in runs if run not in rows]:
+                print(hours(left))
         else:
             print(table(list(rows.values()), published=not args.rehearse))
         return
@@ -268,7 +272,8 @@ def reproduce(args: Arguments) -> None:
                    if name in ("precision", "workers", "compile") and value is not None}
         setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
                           keep_weights=not args.no_weights)
-        rows = grid.reproduce(runs, setting, results, args.part)
+        here = card(best_device())
+        rows = grid.reproduce(runs, setting, results, args.part, expected=lambda run: at_most(run, here))
     print(table(list(rows.values()), published=not args.rehearse))
     print(f"rows: {printable(str(results))}")
 

@@ -16,7 +16,8 @@ autograd, views, Parameters and state dicts work as they are. What is emulated:
 - `torch.save` notes "cuda:0", so a reader without a card needs `map_location`.
 - `torch.cuda` says that there is one card, and Accelerate therefore chooses it. Autocast works in the CPU's kernels.
 
-Not emulated: kernels that exist on one device only, their rounding, speed and memory, streams, several cards.
+Not emulated: kernels that exist on one device only, their rounding, speed and memory, streams, several cards, tracing
+(torch.compile, torch.export) of a model that is on the card, `with torch.device("cuda"):`.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda", 0)
@@ -291,6 +293,7 @@ def card(bf16: bool = True) -> Iterator[torch.device]:
         new_tensor=_like_self(T0.new_tensor), __deepcopy__=_like_self(T.__deepcopy__),
         **{name: _factory(getattr(T0, name)) for name in METHODS})
     registry = torch.serialization._package_registry
+    _device_constructors()  # it lists the factories once, and must list the original ones
     with contextlib.ExitStack() as stack:
         for name, value in new.items():
             stack.enter_context(_attribute(T, name, value))

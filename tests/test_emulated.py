@@ -154,6 +154,13 @@ def test_factories_make_where_they_are_told(make, card):
     assert make().device.type == make(device="cpu").device.type == "cpu" and make(device="meta").is_meta
 
 
+def test_a_model_can_be_built_on_the_meta_device(card):
+    with torch.device("meta"):
+        layer = nn.LayerNorm(3)
+        assert layer.weight.is_meta and torch.linspace(0, 1, 3).is_meta and torch.zeros(2).device.type == "meta"
+    assert layer(torch.zeros(2, 3, device="meta")).is_meta and torch.zeros(2).device.type == "cpu"
+
+
 def test_a_factory_gives_a_leaf(card):
     x = torch.zeros(3, device="cuda", requires_grad=True)
     (2 * x).sum().backward()

@@ -27,6 +27,7 @@ from loupe_lab.evidence.results import pack_right, unpack_right
 from loupe_lab.paper import experiment, grid
 from loupe_lab.paper.arms import ARMS, AT_384, AUTHORS, BACKBONES, PAPERS, TABLES, Run, plan
 from loupe_lab.paper.experiment import COLUMNS, Setting, peaks_in_box, perform, prepared
+from loupe_lab.paper.hours import at_most, hours
 from loupe_lab.paper.rehearsal import CLASSES, PIXELS, rehearsed, small_backbone
 from loupe_lab.paper.table import PUBLISHED, difference, optimism, table
 
@@ -94,6 +95,19 @@ def test_several_processes_of_one_training_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert main(["reproduce", "--plan"]) == 2
     assert "found 4 processes of one training; expected one" in capsys.readouterr().err
+
+
+def test_hours_grow_with_the_model_and_shrink_with_the_card():
+    def of(card, backbone=PAPERS, arm="loupe"):
+        return at_most(Run(backbone, 224, arm, 0), card)
+
+    a100 = "NVIDIA A100-SXM4-40GB"
+    assert of("Tesla T4") > 2 * of(a100) > 0 and of(a100) > of(a100, "tiny 1k")
+    assert of(a100, arm="authors loupe") > 2 * of(a100), "fp32"
+    assert of("GeForce 256") is None and of("x86_64") is None
+    assert sum(at_most(run, a100) for run in plan("core")) < 6 * 3600, "an estimate: the goal of the core table"
+    said = hours(plan("core")[:2])
+    assert f"T4 {2 * of('Tesla T4') / 3600:.1f} h" in said and "estimated from counts" in said
 
 
 # ---- what a run is

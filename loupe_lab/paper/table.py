@@ -43,8 +43,8 @@ def difference(rows: Sequence[dict], a: str, b: str, backbone: str = PAPERS, col
         column: "right" or "right_attacked", answers to the same images; or a column with one number per run.
 
     Returns:
-        The difference (a fraction, or in the column's unit), the number of seeds, and of images (0: one number per
-        run).
+        The difference as a fraction or in the column's unit, the number of seeds, and that of the images, which is 0
+        for a column with one number per run.
     """
     one, other = arm_rows(rows, a, backbone, pixels), arm_rows(rows, b, backbone, pixels)
     seeds = sorted(s for s in one.keys() & other.keys() if one[s][column] != "" and other[s][column] != "")
