@@ -17,7 +17,7 @@ LOUPE_DATA ?= $(CURDIR)/data
 export LOUPE_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test environments results bench fieldguide weights address chapter clean
+.PHONY: help book pdf test environments results paper bench fieldguide weights address chapter clean
 
 help:
 	@echo "make book        run the chapters (small profile) and build the pages in book/_build/html"
@@ -26,6 +26,7 @@ help:
 	@echo "make test        test the package, and every chapter against its committed outputs"
 	@echo "make environments  test the wheel in an empty environment, the lowest versions, Colab's (gigabytes, 40 minutes)"
 	@echo "make results     train and record what data/results does not hold yet (hours; one grid: GRID=reach)"
+	@echo "make paper       the paper's experiment on CUB, for a card: ARM='bare loupe' SEEDS=5 PART=3/16 TABLE=core"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth (a quarter of an hour)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
@@ -50,9 +51,15 @@ environments: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python scripts/record/record_results.py $(GRID)
 
+# ARM, BACKBONE, SEEDS and PART narrow it; OPTIONS are any others of `loupe reproduce`. It asks the model hub.
+paper: export HF_HUB_OFFLINE = 0
+paper: $(INSTALLED)
+	$(BIN)/loupe reproduce data $(if $(TABLE),--table $(TABLE)) $(if $(ARM),--arm $(ARM)) \
+		$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PART),--part $(PART)) $(OPTIONS)
+
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@for name in gate training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in gate launches training loader explanations growth; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide

@@ -66,7 +66,7 @@ def train(args: Arguments) -> None:
     model = first_model(args, data.class_names, before, init)
     data.transform = transforms_for(model.data_config, **recipe.train_transform_options())
     val = data.with_split("val", transforms_for(model.data_config, train=False))
-    trainer = Trainer(model, recipe, args.out, tracker=args.track)
+    trainer = Trainer(model, recipe, args.out, tracker=args.track, save_every=args.save_every)
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")

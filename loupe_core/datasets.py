@@ -4,7 +4,6 @@ Each photograph comes as a `Sample`.
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
@@ -22,15 +21,15 @@ from loupe_core.files.cuts import cut_by_name, cut_by_position
 from loupe_core.files.download import find_cub
 from loupe_core.files.folders import same_content, size_of, survey
 from loupe_core.files.images import open_image
+from loupe_core.files.known_sets import known_set, published
 from loupe_core.files.labels import listed
-from loupe_core.files.lists import check_rows, on_disk, read_names, read_table
+from loupe_core.files.lists import check_rows, on_disk, read_files, read_names, read_table
 from loupe_core.files.pixel_cache import PixelCache
 from loupe_core.geometry import Geometry
 from loupe_core.samples import Sample
 
 PART_COUNT = 15  # of CUB, each with x, y and visibility
 SPLITS = ("train", "val", "test")
-_CLIMBS = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\0")  # out of the folder, on Windows too
 Transform = Callable[[Image.Image], tuple[Tensor, Geometry | None]]
 
 
@@ -201,9 +200,7 @@ class CUB200(_Photographs):
             raise LoupeError(f"{root}: found no images.txt here or up to two folders down, expected the layout of "
                              "CUB-200-2011; check the path, or fetch it with download_cub")
         class_ids, class_names = read_names(base / "classes.txt")
-        image_ids, files = read_names(base / "images.txt")
-        inside = np.array([not _CLIMBS.search(file) for file in files])
-        check_rows(base / "images.txt", inside, "a path inside of images/")
+        image_ids, files = read_files(base / "images.txt")
         lookup = {number: label for label, number in enumerate(class_ids)}
 
         table = read_table(base / "image_class_labels.txt", 2, image_ids)
@@ -245,7 +242,8 @@ class CUB200(_Photographs):
 
 
 class PhotoFolder(_Photographs):
-    """Own photographs, one folder for each class: `root/<class>/*.jpg`, or `root/train/<class>/*.jpg` and so on.
+    """Own photographs, one folder for each class: `root/<class>/*.jpg`, or `root/train/<class>/*.jpg` and so on; or a
+    published set by its own lists (`loupe_core.files.known_sets`).
 
     Where `root` is divided into the folders train, val and test, under one of their usual names, these are the splits
     (without val, it is cut from train). Else "test" is cut from all and "val" from the rest, class by class, by a hash
@@ -268,7 +266,7 @@ class PhotoFolder(_Photographs):
                  cache: bool = False, labels: str | Path | None = None) -> None:
         super().__init__(split, seed, transform, cache, val_fraction=val_fraction, test_fraction=test_fraction)
         self.root = Path(root)
-        found = survey(self.root) if labels is None else listed(self.root, Path(labels))
+        found = listed(self.root, Path(labels)) if labels else published(self.root) or survey(self.root)
         self.layout, self.passed_over, self._names = found.layout, found.passed_over, found.names
         numbers, splits = np.array(found.labels, dtype=np.int64), np.array(found.splits)
         if not (splits == "val").any():
@@ -287,7 +285,8 @@ class PhotoFolder(_Photographs):
 
 def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 | PhotoFolder:
     """The data set in a folder: `CUB200` where it has the lists of CUB's layout, else `PhotoFolder`."""
-    lists = options.get("labels") is None and (find_cub(root) or (Path(root) / "classes.txt").is_file())
+    own = options.get("labels") is not None or known_set(root) is not None
+    lists = not own and (find_cub(root) or (Path(root) / "classes.txt").is_file())
     if lists:  # its test split is given, and so are its labels
         options = {name: value for name, value in options.items() if name not in ("test_fraction", "labels")}
     return (CUB200 if lists else PhotoFolder)(root, split, **options)

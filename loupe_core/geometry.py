@@ -74,28 +74,33 @@ class EvalTransform:
         interpolation: one of `INTERPOLATIONS`.
         crop_mode: timm's "center", "squash" (both sides to their own size) or "border".
 
+    Attributes: `raw`: give uint8, not normalised (False).
+
     Raises:
         LoupeError: a setting that is out of range, by name.
     """
+
+    raw = False
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
                  crop_pct: float = 0.875, interpolation: str = "bicubic", crop_mode: str = "center") -> None:
         self.input_size = _check_size(input_size)
         _check_interpolation(interpolation)
-        self.grey = _is_grey(mean)
+        self.mean, self.std, self.grey = list(mean), list(std), _is_grey(mean)
         if not 0 < crop_pct <= 1:
             raise LoupeError(f"crop_pct: found {crop_pct}, expected a fraction in (0, 1], such as 0.875")
         if crop_mode not in CROP_MODES:
             raise LoupeError(f"crop_mode: found {crop_mode!r}, expected one of {', '.join(CROP_MODES)}")
         pipeline = create_transform(self.input_size, is_training=False, interpolation=interpolation, mean=mean, std=std,
                                     crop_pct=crop_pct, crop_mode=crop_mode)
-        self.resize, *self.crop_and_normalise = pipeline.transforms
+        self.resize, *self.crop, self.to_tensor, self.normalise = pipeline.transforms
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
         resized = self.resize(image.convert("L") if self.grey and image.mode == "RGB" else image)
         x = resized
-        for step in self.crop_and_normalise:
+        for step in self.crop:
             x = step(x)
+        x = F.pil_to_tensor(x).contiguous() if self.raw else self.normalise(self.to_tensor(x))
         h, w = self.input_size
         # the two sides are rounded to whole pixels on their own, so their scales differ a little
         scale = (resized.height / image.height, resized.width / image.width)
@@ -123,9 +128,13 @@ class TrainTransform:
             threshold, a few pixels differ by more, and an image's mean by up to 1. For bilinear and bicubic; the
             others stay with Pillow.
 
+    Attributes: `raw`, as in `EvalTransform`.
+
     Raises:
         LoupeError: a setting that is out of range, by name.
     """
+
+    raw = False
 
     def __init__(self, input_size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
                  interpolation: str = "bicubic", scale: tuple[float, float] = (0.08, 1.0),
@@ -161,8 +170,10 @@ class TrainTransform:
         else:
             sy, sx = h / height, w / width
             geometry = Geometry((image.height, image.width), (h, w), (sy, sx), (top * sy, left * sx), flipped)
-        if self.fast:
+        if self.fast or self.raw:
             x = (x if torch.is_tensor(x) else F.pil_to_tensor(x))[: len(self.mean)]
+            if self.raw:
+                return x.contiguous(), geometry
             # one pass from 8 bit, channels last, to floats, channels first; to_tensor takes two
             x = x.to(torch.get_default_dtype(), memory_format=torch.contiguous_format)
             mean, std = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))

@@ -41,6 +41,8 @@ class Recipe:
     lr_min: float = _choice(1e-7, "learning rate where the cosine ends", least=0)
     lr_warmup_epochs: float = _choice(0.0, "the rates rise to their first values over so many epochs, at most half of "
                                       "all", least=0)
+    anneal: str = _choice("step", "the cosine moves the rate after each step or, as in the authors' code, each epoch",
+                          choices=("step", "epoch"))
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
                                         "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0,
                                         most=1e6)
@@ -74,6 +76,8 @@ class Recipe:
     cutmix: float = _choice(0.0, "alpha of CutMix (Yun et al. 2019); 0: none", least=0)
     precision: str = _choice("auto", "of the arithmetic; no: fp32; auto: bf16 where the device computes in it, else "
                              "fp16 on CUDA, else no", choices=("auto", "bf16", "fp16", "no"))
+    compile: str = _choice("no", "of the training's steps by torch.compile, in its mode; reduce-overhead: with CUDA "
+                           "graphs", choices=("no", "default", "reduce-overhead"))
     workers: int = _choice(-1, "processes that read images; -1: up to 8 with a GPU, none on a CPU", least=-1)
     seed: int = _choice(0, "of the order of images, augmentation and dropout", least=0, below=2**32)
 
@@ -85,6 +89,8 @@ class Recipe:
             setattr(self, choice.name, choice.type(value))  # NumPy's numbers have no JSON
         if self.lr_min > self.lr:
             raise LoupeError(f"recipe: lr_min={self.lr_min}; expected at most lr, which is {self.lr}")
+        if self.compile == "reduce-overhead" and self.accumulate > 1:  # a graph writes over the gradients of the last
+            raise LoupeError("recipe: compile='reduce-overhead' with accumulate above 1; expected compile 'default'")
         if self.epochs == 0 and self.head != "probe":
             raise LoupeError("recipe: epochs=0; expected 1 or more, or head='probe'")
 

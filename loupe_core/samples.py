@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, default_collate
 
 from loupe_core.errors import LoupeError
+from loupe_core.files.given_labels import given_labels
 from loupe_core.geometry import Geometry
 
 
@@ -47,8 +48,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 def labels_of(dataset: Dataset) -> np.ndarray:
     """The labels of a data set, (N,) int64, without opening an image.
 
-    Of a set with `labels` or `targets` (torchvision's), and of a Subset (random_split gives these) or a ConcatDataset
-    of such sets.
+    Of a set with `labels` or `targets`, of torchvision's own, and of a Subset (random_split gives these) or a
+    ConcatDataset of such sets.
 
     Raises:
         LoupeError: There are none, or as many as images; or one is no whole number of 0 or more.
@@ -58,7 +59,7 @@ def labels_of(dataset: Dataset) -> np.ndarray:
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([labels_of(part) for part in dataset.datasets])
     kind = type(dataset).__name__
-    found = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    found = given_labels(dataset)
     if found is None or not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
         raise LoupeError(f"data set {kind}: found no labels; expected a length and an attribute `labels` or `targets`, "
                          "a whole number for each image, or a Subset or ConcatDataset of such sets")

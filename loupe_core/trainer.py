@@ -8,8 +8,8 @@ Devices, mixed precision, several processes and the saved state are Hugging Face
 
 import dataclasses
 import math
-import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from copy import copy
@@ -18,26 +18,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its widget is dead on a published page
 
 from loupe_core.errors import LoupeError
-from loupe_core.files.run_folder import Progress, RunFolder, check_processes
+from loupe_core.files.run_folder import Progress, RunFolder, check_processes, other_machine
 from loupe_core.files.signals import Stopped, on_signals
-from loupe_core.loss import LossTerms, LoupeLoss, mask_mean_of, per_image
+from loupe_core.loss import LossTerms, LoupeLoss, per_image
 from loupe_core.model import LoupeModel
-from loupe_core.recipe import Recipe, pick_precision
+from loupe_core.recipe import Recipe
 from loupe_core.samples import AsSamples, check_labels, collate, identities_of, labels_of
-from loupe_core.start.batches import training_batches
+from loupe_core.start.batches import training_batches, workers_for
 from loupe_core.start.labels import class_weights_of, mixture_of
-from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_of
+from loupe_core.start.machine import accelerator_of
+from loupe_core.start.on_card import compiled, in_bytes, is_convolutional, lay_out, to_floats
+from loupe_core.start.optimizers import optimizer_of, parts_of, schedule_after, schedule_of
 from loupe_core.start.probe import fit_probe
+from loupe_core.start.steps import Step, Tally, advance
 
 
 @dataclass
@@ -67,33 +68,22 @@ class Trainer:
             killed at any moment, and `resume` then ends with the same weights (on a card: with deterministic kernels).
         progress: Show a bar with the time left.
         tracker: Also send every epoch's row to "tensorboard", "wandb" or another of Accelerate's trackers.
+        save_every: Keep a state after so many epochs, and after the last: a stopped run repeats those since. For a disk
+            that is slow, or that keeps what was removed.
 
     Raises:
         LoupeError: The tracker is not installed; or several processes were started that Accelerate does not join.
     """
 
     def __init__(self, model: LoupeModel, recipe: Recipe | None = None, out_dir: str | Path | None = None,
-                 progress: bool = True, tracker: str | None = None) -> None:
-        self.model, self.recipe, self.progress = model, recipe or Recipe(), progress
+                 progress: bool = True, tracker: str | None = None, save_every: int = 1) -> None:
+        if save_every < 1:
+            raise LoupeError(f"trainer: save_every={save_every}; expected 1 or more")
+        self.model, self.recipe, self.progress, self.save_every = model, recipe or Recipe(), progress, save_every
         self.out_dir = Path(out_dir) if out_dir else None
         self._now = Progress()
-        # Accelerate keeps one precision per process; two trainings in a notebook may well differ in it.
-        AcceleratorState._reset_state()
-        precision = self.recipe.precision
-        if precision == "auto":
-            precision = pick_precision(Accelerator().device)
-            AcceleratorState._reset_state()
-        trackers = [t.value for t in get_available_trackers()]
-        if tracker is not None and tracker not in trackers:
-            there = ", ".join(trackers) or "none is"
-            raise LoupeError(f"tracker: found {tracker!r}, expected one that is installed: {there}")
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with=tracker,
-            gradient_accumulation_steps=self.recipe.accumulate,
-            project_dir=str(self.out_dir or "."),
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=self.recipe.seed),
-        )
+        self.accelerator = accelerator_of(self.recipe, self.out_dir, tracker)
+        self._on_card = self.accelerator.device.type == "cuda"  # of NVIDIA or AMD
         check_processes(self.accelerator)
         self.folder = RunFolder(self.out_dir, self.accelerator) if self.out_dir else None
         self.loss = LoupeLoss(self.recipe.lam, self.recipe.norm, self.recipe.norm_reduction, self.recipe.warmup_epochs,
@@ -136,25 +126,39 @@ class Trainer:
                 model or images than those it was begun with, or a state that cannot be read.
             Stopped: Ctrl-C or SIGTERM; a state that is just being written is finished first.
         """
-        r = self.recipe
-        set_seed(r.seed)
+        set_seed(self.recipe.seed)
         check_labels(self.model.num_classes, train, *[] if val is None else [val])
+        try:
+            self._fit(train, val, resume, overwrite, on_epoch_end)
+        finally:  # with optimizer and loaders, which are no longer named, what they held on the device
+            self.model.zero_grad()
+            self.accelerator.free_memory()
+        if self._now.best_weights is not None:
+            self.model.load_state_dict(self._now.best_weights)
+        if self.folder and self.accelerator.is_main_process and not (self.out_dir / "best").exists():
+            # the process before this one was killed while the new best was taking the old one's place
+            self.folder.keep_best(self.model)
+        return self.history
+
+    def _fit(self, train, val, resume, overwrite, on_epoch_end) -> None:
+        r = self.recipe
         self.model.to(self.accelerator.device)
         frozen = [p for p in parts_of(self.model)[0] if p.requires_grad] if r.backbone_lr_factor == 0 else []
-        self.loss.class_weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        weights = class_weights_of(r, labels_of(train), self.model.num_classes)
+        self.loss.class_weights = None if weights is None else weights.to(self.accelerator.device)
+        lay_out(self.model, self._on_card and is_convolutional(self.model))
         average = ModelEmaV3(self.model, r.ema) if r.ema else None
         model = self.model
         try:
             for p in frozen:
                 p.requires_grad_(False)
-            loader = self.loader(train, train=True)
+            loader = self.loader(self._bytes(train), train=True)
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
-            val_loader = None if val is None else self.accelerator.prepare(self.loader(val))
+            val_loader = None if val is None else self.accelerator.prepare(self.loader(self._bytes(val)))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
-            schedule = schedule_of(optimizer.optimizer, r, -(-steps // r.accumulate))
             run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
                        val=[] if val is None else identities_of(val))
-            self._now = self._begin(schedule, run, average, resume, overwrite)
+            schedule = self._begin(optimizer.optimizer, -(-steps // r.accumulate), run, average, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
             with bar, on_signals(self._stop):
@@ -175,22 +179,15 @@ class Trainer:
             # prepare() wrapped the model's forward for mixed precision; give the plain model back
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self.model.__dict__.pop("forward", None)
+            lay_out(self.model, False)
             for p in frozen:
                 p.requires_grad_(True)
             for tracker in getattr(self.accelerator, "trackers", []):
                 tracker.finish()  # not end_training, which would also end the group of processes
-            self.accelerator.free_memory()
-        if self._now.best_weights is not None:
-            self.model.load_state_dict(self._now.best_weights)
-        if self.folder and self.accelerator.is_main_process and not (self.out_dir / "best").exists():
-            # the process before this one was killed while the new best was taking the old one's place
-            self.folder.keep_best(self.model)
-        return self.history
 
     def _stop(self, number: int, frame) -> None:
-        done = len(self.history)
-        kept = f"; {done} complete epochs are kept in {self.out_dir}: resume" if self.out_dir and done else ""
-        raise Stopped(f"training: stopped by {signal.Signals(number).name} after {done} epochs{kept}", number)
+        raise Stopped(f"training: stopped by {signal.Signals(number).name} after {len(self.history)} epochs"
+                      f"{self.folder.kept() if self.folder else ''}", number)
 
     def _probe(self, train, val, val_loader, model, average, bar) -> None:
         """Makes the classifier a linear probe, on images as validation shows them; its row is the first best."""
@@ -203,7 +200,7 @@ class Trainer:
         if val_loader is None:
             return
         self._now.start = row = dict(epoch=0) | self._validate(model, val_loader)
-        self._compare(row, model)
+        self._now.compare(row, self.model, self.recipe)
         if self.folder and self.accelerator.is_main_process:
             self.folder.keep_best(self.model)
         if not bar.disable:
@@ -223,43 +220,25 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        began, sums, right, count = time.perf_counter(), 0.0, 0, 0
+        states = self.folder.states() if self.folder else []
+        kept = f"; the states up to epoch {int(states[-1].name[6:])} are kept in {self.out_dir}" if states else ""
+        began, tally = time.perf_counter(), Tally(self.accelerator.device, epoch, kept)
+        take = Step(self.accelerator, self.model, model, compiled(model, r.compile), self.loss, optimizer, r,
+                    parts_of(self.model)[0] if alone else [])
         for step, batch in enumerate(loader):
-            images, labels = mix(batch["image"], batch["label"])
-            with self.accelerator.accumulate(model):
-                logits, masks = model(images, return_mask=True)
-                terms = self.loss(logits, labels, masks, epoch=epoch + step / len(loader))
-                if not torch.isfinite(terms.total):
-                    kept = f"; the states up to epoch {epoch} are kept in {self.out_dir}" \
-                        if self.out_dir and epoch else ""
-                    raise LoupeError(f"training: the loss is {terms.total.item()} in epoch {epoch + 1}, step {step + 1}"
-                                     f"; expected a finite number: lower lr, or set precision to 'no'{kept}")
-                self.accelerator.backward(terms.total)
-                if self.accelerator.sync_gradients:
-                    for p in parts_of(self.model)[0] if alone else ():
-                        p.grad = None  # what has no gradient stays, without weight decay too
-                    if r.clip_grad:
-                        self.accelerator.clip_grad_norm_(model.parameters(), r.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
+            images, labels = mix(to_floats(batch["image"], self.model), batch["label"])
+            tally.add(*take(images, labels, epoch + step / len(loader), tally), batch["label"])
+            if self.accelerator.sync_gradients and not optimizer.step_was_skipped:  # as fp16 does where it overflows
                 schedule.step()
                 if average:
                     average.update(self.model)
-            values = torch.stack([*(t.detach().float() for t in terms), mask_mean_of(masks, logits)])
-            n = len(logits)
-            sums, count = sums + n * values.cpu().double(), count + n
-            right += (logits.detach().argmax(1) == batch["label"]).sum().item()
-            bar.update()
-            if not bar.disable and bar.n == bar.initial + 1:
-                self._clock = time.perf_counter()  # the first step takes longer than the others
-            elif not bar.disable and bar.n == bar.initial + 11:
-                minutes = (time.perf_counter() - self._clock) / 10 * (bar.total - bar.n) / 60
-                bar.write(f"about {minutes:.1f} minutes more for {r.epochs} epochs, fewer where it stops early")
+            advance(bar, r.epochs, tally.flush)
+        tally.flush()
+        sums, right, count = tally.sums, tally.right, tally.count
         if self.accelerator.num_processes > 1:  # each process saw its own part of the images
             total = torch.tensor([*sums, count, right], device=self.accelerator.device)
             *sums, count, right = self.accelerator.reduce(total, "sum").tolist()
-        loss, classification, sparsity, mask_mean = (float(s) / count for s in sums)
+        loss, classification, sparsity, mask_mean = (s / count for s in sums)
         return dict(loss=loss, classification=classification, sparsity=sparsity, mask_mean=mask_mean,
                     accuracy=right / count, lam=self.loss.lam_at(epoch), seconds=time.perf_counter() - began)
 
@@ -278,7 +257,7 @@ class Trainer:
         model.eval()
         logits, labels, ids, means = [], [], [], []
         for batch in tqdm(loader, desc="evaluating", leave=False, disable=None if self.progress else True):
-            out, masks = model(batch["image"], return_mask=True)
+            out, masks = model(to_floats(batch["image"], self.model), return_mask=True)
             # per image, so that a smaller last batch weighs what it should
             extra = torch.stack([per_image(masks, lambda m: m.float().mean((1, 2, 3)), out, math.nan),
                                  per_image(masks, self.loss.penalty, out, 0.0)], 1)
@@ -298,7 +277,8 @@ class Trainer:
         """
         check_labels(self.model.num_classes, data)
         self.model.to(self.accelerator.device)
-        loader = self.accelerator.prepare(self.loader(data))
+        # not the accelerator's own method, which would hold the loader until the next training
+        loader = prepare_data_loader(self.loader(self._bytes(data)), self.accelerator.device, put_on_device=True)
         with self.accelerator.autocast():
             terms, mask_mean, logits, labels, ids = self._run(self.model, loader)
         probabilities = logits.softmax(1).numpy()
@@ -308,70 +288,61 @@ class Trainer:
 
     # --- what another training may replace ---------------------------------------------------------------------
 
+    def _bytes(self, data: Dataset) -> Dataset:
+        return in_bytes(data, self.model) if self._on_card else data
+
     def optimizer(self) -> torch.optim.Optimizer:
         """The recipe's optimizer, see `optimizer_of`."""
         return optimizer_of(self.model, self.recipe)
 
     def loader(self, dataset: Dataset, train: bool = False) -> DataLoader:
         """Batches of a data set, see `collate`: shuffled for training; else in order, four times as large."""
-        r, on_gpu = self.recipe, self.accelerator.device.type == "cuda"
-        workers = r.workers if r.workers >= 0 else min(8, os.cpu_count() or 1) if on_gpu else 0
+        r, images = self.recipe, (1 if train else 4) * self.recipe.batch_size
         samples, processes = AsSamples(dataset), self.accelerator.num_processes
-        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=4 * r.batch_size)
-        return DataLoader(samples, **batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu,
-                          persistent_workers=workers > 0)
+        batches = training_batches(self.model, samples, r, processes) if train else dict(batch_size=images)
+        workers = workers_for(self.model, samples, r, images, self._on_card, self.accelerator.print)
+        # No persistent workers: their random numbers would go on from epoch to epoch, where no state keeps them.
+        return DataLoader(samples, **batches, **workers, collate_fn=collate, pin_memory=self._on_card)
 
     # --- what is set up and what is kept -----------------------------------------------------------------------
 
-    def _begin(self, schedule: LRScheduler, run: dict, average: ModelEmaV3 | None, resume: bool,
-               overwrite: bool) -> Progress:
-        """Where to start: at the beginning, or after the newest state in `out_dir`."""
+    def _begin(self, optimizer: torch.optim.Optimizer, steps: int, run: dict, average: ModelEmaV3 | None, resume: bool,
+               overwrite: bool) -> LRScheduler:
+        """Where to start: at the beginning, or after the newest state in `out_dir`; `steps` are of one epoch."""
+        schedule, self._now = schedule_of(optimizer, self.recipe, steps), Progress()
+        self._begun = dict(steps=steps, precision=self.accelerator.mixed_precision)
         if self.folder is None:
-            return Progress()
+            return schedule
         if not (resume and self.folder.states()):
             self.folder.begin(dataclasses.asdict(self.recipe), run, overwrite or resume)
-            return Progress()
+            return schedule
         self.folder.check(run, Recipe.read(self.out_dir / "recipe.json"), self.recipe)
         own = self.folder.load()
         try:
-            schedule.load_state_dict(own.pop("schedule"))
+            before, kept = own.pop("begun", self._begun), own.pop("schedule")
+            if before["steps"] == steps:
+                schedule.load_state_dict(kept)
+            else:
+                schedule = schedule_after(optimizer, self.recipe, steps, len(own["history"]))
             if average:
                 average.load_state_dict(own.pop("average"))
-            return Progress(**own)
+            self._now = Progress(**own)
         except (KeyError, TypeError, AttributeError, RuntimeError) as e:
             raise self.folder.unreadable(e) from e
+        if before != self._begun and self.accelerator.is_main_process:
+            print(f"resume: {other_machine(before, self._begun)}", file=sys.stderr)
+        return schedule
 
     def _end_epoch(self, model, schedule: LRScheduler, average: ModelEmaV3 | None, row: dict) -> None:
-        now = self._now
-        now.history.append(row)
+        now, r, plain = self._now, self.recipe, self.accelerator.unwrap_model(model)
         self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
-        better = self._compare(row, model)
-        if self.folder is not None:
-            stop, own = [], dict(schedule=schedule.state_dict(), **vars(now))
-            own |= dict(average=average.state_dict()) if average else {}
-            with on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
-                self.folder.keep(self.accelerator.unwrap_model(model), own, row["epoch"], better)
-            if stop:
-                self._stop(*stop[0])
-
-    def _compare(self, row: dict, model) -> bool:
-        """Whether a row is the best so far, as all are without a validation split; then its weights are kept."""
-        now, r = self._now, self.recipe
-        if "val_loss" not in row:
-            better = moved = True
-        elif r.choose == "loss":
-            better, moved = (row["val_loss"] < now.best_loss - least for least in (0, r.min_delta))
-        else:
-            better = moved = now.best is None or max((now.best, row), key=_accuracy) is row
-        now.stale = 0 if moved else now.stale + 1
-        if better:
-            now.best, now.best_loss = row, row.get("val_loss", math.inf)
-            if "val_loss" in row or r.ema:
-                plain = self.accelerator.unwrap_model(model)
-                now.best_weights = {k: v.detach().cpu().clone() for k, v in plain.state_dict().items()}
-        return better
-
-
-def _accuracy(row: dict) -> tuple[float, float]:
-    """What is higher in a better row, where accuracy chooses: of the same accuracy, the lower loss."""
-    return row["val_accuracy"], -row["val_loss"]
+        better = now.add(row, plain, r)
+        if self.folder is None:
+            return
+        whole = row["epoch"] % self.save_every == 0 or row["epoch"] == r.epochs or now.stale >= r.patience
+        stop, own = [], dict(schedule=schedule.state_dict(), begun=self._begun, **vars(now))
+        own |= dict(average=average.state_dict()) if average else {}
+        with on_signals(lambda *caught: stop.append(caught)):  # they wait until all is written
+            self.folder.keep(plain, own, row["epoch"], better, whole)
+        if stop:
+            self._stop(*stop[0])

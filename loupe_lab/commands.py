@@ -27,6 +27,16 @@ from loupe_core.start.devices import device_of, on_best_device
 
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "occlusion")  # of `explain`
 WITH_SITE = ("mask", "grad_cam")
+REPRODUCE = """\
+Run the paper's experiment on CUB-200-2011: train, evaluate once on the test split, audit, and print the table.
+
+It is made for a card. It stops and goes on anywhere with the same command; every finished run is a row.
+
+  loupe reproduce --rehearse                     a minute, anywhere: does all of it work here?
+  loupe reproduce data --out runs/paper          24 runs: with and without the gate, Swin-Base and Swin-Tiny, 5 seeds;
+                                                 and the authors' own protocol
+  loupe reproduce data --table ablations --part 3/16
+  loupe reproduce --show                         the table of what is there"""
 FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
 
 
@@ -222,6 +232,52 @@ def audit(args: Arguments) -> None:
     print(conclusion(effects))
 
 
+def reproduce(args: Arguments) -> None:
+    """Runs the paper's experiment, or goes on with it, and prints its table."""
+    from loupe_core.files.download import download_cub
+    from loupe_core.start.devices import best_device
+    from loupe_lab.paper import arms, grid
+    from loupe_lab.paper.experiment import Setting
+    from loupe_lab.paper.hours import at_most, hours
+    from loupe_lab.paper.machine import card, check_alone
+    from loupe_lab.paper.rehearsal import SEEDS, rehearsed
+    from loupe_lab.paper.table import table
+
+    check_alone()
+    if args.rehearse and args.results:
+        raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; "
+                         "expected --results without --rehearse")
+    seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
+    runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
+                     args.pixels)
+    out = args.out / "rehearsal" if args.rehearse else args.out
+    book = Path("data", "results")
+    results = args.results or (book if book.is_dir() and not args.rehearse else out) / "cub.csv"
+    if args.show or args.plan:
+        rows = grid.collect(out, results)
+        if args.plan:
+            print("\n".join(f"{run.name}  {'done' if run in rows else 'to do'}" for run in runs))
+            print(grid.remaining(runs, rows, lambda run: None))
+            if left := [] if args.rehearse else [run for run in runs if run not in rows]:
+                print(hours(left))
+        else:
+            print(table(list(rows.values()), published=not args.rehearse))
+        return
+    if args.rehearse:
+        with rehearsed(out) as setting:
+            setting.keep_weights = not args.no_weights
+            rows = grid.reproduce(runs, setting, results, args.part)
+    else:
+        changes = {name: value for name, value in vars(args).items()
+                   if name in ("precision", "workers", "compile") and value is not None}
+        setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
+                          keep_weights=not args.no_weights)
+        here = card(best_device())
+        rows = grid.reproduce(runs, setting, results, args.part, expected=lambda run: at_most(run, here))
+    print(table(list(rows.values()), published=not args.rehearse))
+    print(f"rows: {printable(str(results))}")
+
+
 def fieldguide(args: Arguments) -> None:
     """Writes the drawn birds."""
     from loupe_lab.birds.fieldguide import species_of, write_fieldguide
@@ -235,6 +291,14 @@ def fieldguide(args: Arguments) -> None:
     root = write_fieldguide(out, species, train=args.train, test=args.test, size=args.size, seed=args.seed,
                             weather=args.weather, workers=os.cpu_count() or 1)
     print(f"{len(species) * (args.train + args.test)} drawn birds of {len(species)} species: {root}")
+
+
+def part(text: str) -> tuple[int, int]:
+    """"3/16" as (3, 16): which part, of how many."""
+    which, _, parts = text.partition("/")
+    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected which/of how many, such as 3/16")
+    return int(which), int(parts)
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[str, argparse.ArgumentParser]) -> None:
@@ -269,6 +333,32 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--site", help="whose gate, where the model has several")
     p.add_argument("--images", type=int, default=400, help="at most so many, evenly spread over the split")
     p.add_argument("--seed", type=int, default=0, help="of the shuffled mask")
+
+    p = command(reproduce, REPRODUCE)
+    p.usage = "loupe reproduce [FOLDER] [--table TABLE] [--out FOLDER] [options]"
+    p.add_argument("data", type=Path, nargs="?", default=Path("data"), help="folder of CUB-200-2011, which is fetched "
+                   "(1.15 GB) where it is not there")
+    p.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder for the runs; where they are, a "
+                   "stopped experiment goes on")
+    p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, "
+                   "data/results/cub.csv in a checkout of the book, else cub.csv in --out")
+    p.add_argument("--table", default="core", help="core (24 runs), weights (30), ablations (51), or all")
+    p.add_argument("--arm", nargs="+", default=[], help="only these arms, such as bare loupe 'lambda 0'")
+    p.add_argument("--backbone", nargs="+", default=[], help="only these, such as 'base 22k-1k' 'tiny 1k'")
+    p.add_argument("--seeds", type=int, metavar="N", help="so many seeds in place of the table's 2, 3 or 5")
+    p.add_argument("--part", type=part, default=(1, 1), metavar="K/N", help="only every Nth run, from the Kth on: for "
+                   "array jobs; processes that see the same --out share the runs without it")
+    p.add_argument("--pixels", type=int, default=224, help="224, or 384 with the weights for it")
+    p.add_argument("--rehearse", action="store_true", help="all of it in small, in about a minute: tiny images, a tiny "
+                   "Swin, two seeds, in OUT/rehearsal; its figures mean nothing")
+    p.add_argument("--plan", action="store_true", help="only list the runs, and which of them are done")
+    p.add_argument("--show", action="store_true", help="only print the table of what is there")
+    p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs")
+    p.add_argument("--no-weights", action="store_true", help="remove a finished run's weights too (350 MB for each "
+                   "Swin-Base); rows and answers stay")
+    p.add_argument("--precision", help="of every run but the authors' protocol, which is fp32; auto if it is not given")
+    p.add_argument("--workers", type=int, help="processes that read images")
+    p.add_argument("--compile", metavar="MODE", help="compile the steps, see `loupe train --help`")
 
     p = command(fieldguide, "Draw a set of field-guide birds in CUB-200-2011's layout.")
     p.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)

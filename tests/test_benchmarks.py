@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import ran_here
 
-from benchmarks import explanations, gate, growth, training
+from benchmarks import explanations, gate, growth, launches, training
 from loupe_core import CUB200
 from loupe_lab.birds.fieldguide import fieldguide_set, species_of
 
@@ -21,6 +21,20 @@ def test_the_gate_costs_few_parameters_and_operations(tmp_path, monkeypatch):
     assert all(row["bare"] > 0 and row["gated"] > 0 for row in rows.values())
     kept = json.loads((tmp_path / "bench_gate.json").read_text())
     assert kept["rows"][0]["what"] == "training step, s" and kept["provenance"]["processor"]
+
+
+def test_launches_are_counted_before_and_now_and_on_a_real_step(tmp_path, monkeypatch):
+    table = launches.main(["--quick"], folder=tmp_path)
+    before, now = (next(row for row in table["steps"] if row["step"] == step) for step in ("before", "now"))
+    assert before["optimizer"] > 40 * now["optimizer"] and before["waits"] == 3 and now["waits"] == 1 / 25
+    assert all(before[phase] == now[phase] for phase in ("forward", "backward"))
+    check, = table["check"]
+    assert check["fake"] == check["real"] > 400 and check["waits"] == 0
+    assert [row["runs"] for row in table["sums"]] == [24, 24, 24]
+    monkeypatch.setattr(bench_page, "RESULTS", tmp_path)
+    page = bench_page.fill("<!-- bench: launches -->\n<!-- /bench -->\n<!-- bench: hours -->\n<!-- /bench -->\n")
+    assert f"| before | {before['forward']} | {before['backward']} | {before['optimizer']} |" in page
+    assert "**not run here**. Assumed: 10 microseconds" in page and page.count("| T4 |") == 6
 
 
 def test_passes_of_explanations_are_counted(tmp_path):
@@ -68,7 +82,11 @@ def test_the_page_is_filled_from_the_files_and_says_what_is_not_measured(tmp_pat
     rows = [dict(what="parameters", bare=100, gated=10**8, ratio=1.0, least=1.0, largest=1.0),
             dict(what="FLOPs an image", bare=1, gated=3 * 10**10, ratio=1.0, least=1.0, largest=1.0)]
     (tmp_path / "bench_gate.json").write_text(json.dumps(dict(rows=rows)))
+    assert bench_page.fill(page).count("*not measured yet: `make bench`*") == 1
+    hours = [dict(card="H100", arm=arm, host_ms=7.0, device_ms=ms) for arm, ms in (("bare", 1.0), ("loupe", 8.0))]
+    (tmp_path / "bench_launches.json").write_text(json.dumps(dict(hours=hours)))
     filled = bench_page.fill(page)
     assert "| parameters | 100 | 100,000,000 | +0.000 % | +0.000 % to +0.000 % |" in filled
+    assert f"| 8 (NVLink, one node) | 8 | {4e8 * 2 * 7 / 8 / 450e9 * 1000:.4g} |" in filled  # the slower of 7 and 8 ms
     # 4 bytes x 1e8 x 2 x 7/8 over 450 GB/s
     assert f"{4e8 * 2 * 7 / 8 / 450e9 * 1000:.4g}" in filled and "400 MB" in filled

@@ -9,7 +9,7 @@ from PIL import Image
 
 from loupe_core import LoupeError, LoupeModel, PhotoFolder
 from loupe_core.cli import main
-from loupe_core.files.folders import SPLIT_NAMES, list_images
+from loupe_core.files.folders import SPLIT_NAMES, list_images, same_content
 from loupe_core.files.run_folder import RunFolder
 
 
@@ -279,3 +279,16 @@ def test_photographs_that_lie_in_two_splits_are_named(noise, tmp_path, capsys):
     (noise / test).write_bytes((noise / train).read_bytes())
     _, said, _ = run(capsys, "train", noise, "--out", tmp_path / "run", *SMALL)
     assert f"1 pairs of photographs with the same content lie in two splits: train {train} = test {test}" in said
+
+
+def test_photographs_of_one_size_and_one_end_are_compared_as_a_whole(tmp_path, monkeypatch):
+    """Their ends are read first; the whole of a file is read only where these are the same."""
+    (tmp_path / "a").mkdir()
+    contents = dict(one=b"x" * 3000, two=b"y" + b"x" * 2999, same=b"x" * 3000, other=b"x" * 2999 + b"y")
+    for name, content in contents.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    paths, read = [str(tmp_path / "a" / name) for name in contents], []
+    whole = type(tmp_path).read_bytes
+    monkeypatch.setattr(type(tmp_path), "read_bytes", lambda path: read.append(path.name) or whole(path))
+    assert same_content(paths, ["train", "test", "test", "test"]) == [(0, 2)]
+    assert read == ["one", "two", "same"]

@@ -122,10 +122,10 @@ def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_pa
     before = signal.getsignal(number)
     real = RunFolder.keep
 
-    def signalled(self, model, own, epoch, better):
+    def signalled(self, model, own, epoch, *rest):
         if epoch == 2:
             os.kill(os.getpid(), number)
-        real(self, model, own, epoch, better)
+        real(self, model, own, epoch, *rest)
 
     monkeypatch.setattr(RunFolder, "keep", signalled)
     threads = torch.get_num_threads()

@@ -24,19 +24,23 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # A file imports only from files that stand before it here; the README and the page "The package" have the same order.
 ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.console loupe_core.files.atomic
            loupe_core.files.signals loupe_core.files.images loupe_core.files.lists loupe_core.files.folders
-           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks loupe_core.files.download
-           loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub loupe_core.files.run_folder
-           loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices loupe_core.start.layers
-           loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss loupe_core.augment
-           loupe_core.geometry loupe_core.samples loupe_core.datasets loupe_core.files.card loupe_core.start.limits
-           loupe_core.recipe loupe_core.start.choose loupe_core.start.options loupe_core.start.first
-           loupe_core.start.optimizers loupe_core.start.labels loupe_core.start.probe loupe_core.start.batches
-           loupe_core.trainer loupe_core.heatmap loupe_core.cli loupe_core.__main__ loupe_lab.birds.painter
-           loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results loupe_lab.evidence.masks
-           loupe_lab.evidence.baselines loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit
-           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.robustness loupe_lab.pages.plots
-           loupe_lab.pages.pictures loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer
-           loupe_lab.commands""".split()
+           loupe_core.files.labels loupe_core.files.cuts loupe_core.files.checks loupe_core.files.progress
+           loupe_core.files.download loupe_core.files.set_lists loupe_core.files.known_sets
+           loupe_core.files.given_labels loupe_core.files.pixel_cache loupe_core.files.checkpoint loupe_core.files.hub
+           loupe_core.files.run_folder loupe_core.weights.swin_micro loupe_core.weights.lite0 loupe_core.start.devices
+           loupe_core.start.layers loupe_core.start.backbones loupe_core.model loupe_core.files.export loupe_core.loss
+           loupe_core.augment loupe_core.geometry loupe_core.samples loupe_core.datasets loupe_core.files.card
+           loupe_core.start.limits loupe_core.recipe loupe_core.start.choose loupe_core.start.options
+           loupe_core.start.first loupe_core.start.machine loupe_core.start.lion loupe_core.start.optimizers
+           loupe_core.start.labels loupe_core.start.probe loupe_core.start.on_card loupe_core.start.batches
+           loupe_core.start.steps loupe_core.trainer loupe_core.heatmap loupe_core.cli loupe_core.__main__
+           loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
+           loupe_lab.evidence.cost loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.explain
+           loupe_lab.evidence.answers loupe_lab.evidence.audit loupe_lab.evidence.routing loupe_lab.evidence.scorecard
+           loupe_lab.evidence.robustness loupe_lab.pages.plots loupe_lab.pages.pictures loupe_lab.pages.report
+           loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.paper.arms loupe_lab.paper.hours
+           loupe_lab.paper.machine loupe_lab.paper.experiment loupe_lab.paper.grid loupe_lab.paper.table
+           loupe_lab.paper.rehearsal loupe_lab.commands""".split()
 PACKAGES = ("loupe_core", "loupe_lab")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
          for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"}

@@ -173,7 +173,8 @@ def test_an_address_goes_everywhere_and_another_takes_its_place(tree):
     unset = contents(tree)
     address.write(ONE, tree)
     first = contents(tree)
-    everywhere = {"_config.yml", "CITATION.cff", "README.md", *(f"book/{path.name}" for path in CHAPTERS)}
+    everywhere = {"_config.yml", "CITATION.cff", "README.md", "scripts/colab/reproduce.ipynb",
+                  *(f"book/{path.name}" for path in CHAPTERS)}
     assert {name for name in first if ONE.encode() in first[name]} == everywhere
     assert {name for name in first if first[name] != unset[name]} == everywhere
     assert address.read(tree) == ONE

@@ -95,7 +95,7 @@ def test_parts_of_a_grid_make_the_file_that_one_run_makes(tmp_path, monkeypatch)
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(record_results.argparse.ArgumentTypeError, match="expected which/of how many"):
-        record_results._part(text)
+        record_results.part(text)
 
 
 @pytest.mark.parametrize("grid", record_results.GRIDS)

@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,8 +66,11 @@ def exit_code(run: Callable[[], None]) -> int:
 
 
 def _ended(run: Callable[[], None]) -> int:
+    one_of_many = os.environ.get("RANK", "0") not in ("0", "")  # as torchrun sets it: the first tells for all
     try:
-        run()
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            with redirect_stdout(nowhere) if one_of_many else nullcontext():
+                run()
         return 0
     except LoupeError as error:
         line, code = str(error), 2

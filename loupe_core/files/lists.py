@@ -1,6 +1,7 @@
 """The lists of a data set in CUB's layout; a wrong line is named."""
 
 import os
+import re
 from pathlib import Path
 from unicodedata import normalize
 
@@ -9,10 +10,12 @@ import numpy as np
 from loupe_core.errors import LoupeError
 
 _AGAIN = "unpack the set again"
+_CLIMBS = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\0")  # out of the folder, on Windows too
 _LARGEST = 1e30  # of a table's numbers; float32 holds no more than 3.4e38
 
 
-def _read_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, without blanks at its end. Raises LoupeError where there are none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
@@ -27,7 +30,7 @@ def _read_lines(path: Path) -> list[str]:
 def read_names(path: Path) -> tuple[np.ndarray, list[str]]:
     """A list of "<id> <name>" lines -> ids (N,) int64, names."""
     ids, names = [], []
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         fields = line.split(maxsplit=1)
         if len(fields) != 2 or not fields[0].isdecimal() or len(fields[0]) > 18:
             raise line_error(path, number, line, "an id and a name")
@@ -41,6 +44,18 @@ def read_names(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.array(ids), names
 
 
+def climbs(name: str) -> bool:
+    """Whether a listed name leads out of the folder that it belongs to."""
+    return _CLIMBS.search(name) is not None
+
+
+def read_files(path: Path) -> tuple[np.ndarray, list[str]]:
+    """As `read_names`, of files, each of which stays inside of the folder images/."""
+    ids, files = read_names(path)
+    check_rows(path, np.array([not climbs(file) for file in files]), "a path inside of images/")
+    return ids, files
+
+
 def on_disk(folder: str, name: str) -> str:
     """The path of a listed file, whose letters a copy may have composed (NFC) or taken apart (NFD, as macOS does)."""
     path = os.path.join(folder, name)
@@ -52,7 +67,7 @@ def on_disk(folder: str, name: str) -> str:
 
 def read_table(path: Path, columns: int, ids: np.ndarray) -> np.ndarray:
     """A table of numbers whose first column is `ids` -> (len(ids), columns) float64."""
-    lines = _read_lines(path)
+    lines = read_lines(path)
     try:
         table = np.loadtxt(lines, ndmin=2, comments=None)
     except ValueError:
@@ -80,7 +95,7 @@ def check_rows(path: Path, good: np.ndarray, expected: str) -> None:
     """Raises LoupeError for the first line that is not `good` (one bool per line of the file)."""
     if not good.all():
         number = int(np.argmin(good)) + 1
-        raise line_error(path, number, _read_lines(path)[number - 1], expected)
+        raise line_error(path, number, read_lines(path)[number - 1], expected)
 
 
 def line_error(path: Path, number: int, found: str | int, expected: str) -> LoupeError:

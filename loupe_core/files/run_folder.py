@@ -4,12 +4,14 @@ import hashlib
 import json
 import math
 import os
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import SCALER_NAME
 
 from loupe_core.errors import LoupeError, one_line
 from loupe_core.files.atomic import refusals, remove, replaced, write_whole
@@ -28,6 +30,33 @@ class Progress:
     best_weights: dict[str, torch.Tensor] | None = None
     stale: int = 0  # epochs since one was better, where the loss chooses, by `min_delta`
 
+    def add(self, row: dict, model: torch.nn.Module, recipe: Any) -> bool:
+        """Takes a complete epoch in; whether it is the best so far."""
+        self.history.append(row)
+        return self.compare(row, model, recipe)
+
+    def compare(self, row: dict, model: torch.nn.Module, recipe: Any) -> bool:
+        """Whether a row is the best so far by the `Recipe`, as all are without a validation split; then its weights are
+        kept.
+        """
+        if "val_loss" not in row:
+            better = moved = True
+        elif recipe.choose == "loss":
+            better, moved = (row["val_loss"] < self.best_loss - least for least in (0, recipe.min_delta))
+        else:
+            better = moved = self.best is None or max((self.best, row), key=_accuracy) is row
+        self.stale = 0 if moved else self.stale + 1
+        if better:
+            self.best, self.best_loss = row, row.get("val_loss", math.inf)
+            if "val_loss" in row or recipe.ema:
+                self.best_weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        return better
+
+
+def _accuracy(row: dict) -> tuple[float, float]:
+    """What is higher in a better row, where accuracy chooses: of the same accuracy, the lower loss."""
+    return row["val_accuracy"], -row["val_loss"]
+
 
 class RunFolder:
     """`best/` (`from_pretrained` reads it), `states/` (the two newest complete epochs, with checksums of their files),
@@ -43,6 +72,11 @@ class RunFolder:
     def states(self) -> list[Path]:
         """The folders of complete epochs, oldest first."""
         return sorted((self.path / "states").glob("epoch-*"))
+
+    def kept(self) -> str:
+        """For the end of a line that tells of a stop: what is kept; empty where nothing is."""
+        states = self.states()
+        return f"; {int(states[-1].name[6:])} complete epochs are kept in {self.path}: resume" if states else ""
 
     def begin(self, recipe: dict, run: dict, overwrite: bool) -> None:
         """Begins a new run.
@@ -126,7 +160,13 @@ class RunFolder:
         try:
             # not register_for_checkpointing, which would unpickle, and so execute, whatever lies in the folder
             own = torch.load(newest / "trainer.pt", map_location="cpu", weights_only=True)
-            self.accelerator.load_state(str(newest))
+            scaler = self.accelerator.scaler
+            if not (newest / SCALER_NAME).is_file():  # begun in another precision than fp16, which begins its scale
+                self.accelerator.scaler = None
+            try:
+                self.accelerator.load_state(str(newest))
+            finally:
+                self.accelerator.scaler = scaler
             return own
         except Exception as e:  # whatever a reader of broken bytes may raise
             raise self.unreadable(e) from e
@@ -138,8 +178,8 @@ class RunFolder:
         then = "resume from the one before" if len(states) > 1 else "begin again in another folder: it is the only one"
         return LoupeError(f"{states[-1]}: this state cannot be read ({found}); move its folder elsewhere and {then}")
 
-    def keep(self, model: torch.nn.Module, own: dict, epoch: int, better: bool) -> None:
-        """Writes log, best model (where it is `better`) and state.
+    def keep(self, model: torch.nn.Module, own: dict, epoch: int, better: bool, whole: bool = True) -> None:
+        """Writes log, best model (where it is `better`) and state (where it is `whole`).
 
         Args:
             own: What Accelerate's state does not hold; with `history`, the rows of the log.
@@ -158,6 +198,8 @@ class RunFolder:
                     write_whole(self.path / "log.jsonl", "".join(json.dumps(row) + "\n" for row in own["history"]))
                     remove(unfinished)  # of a process that was killed while it wrote
                 self.accelerator.wait_for_everyone()
+                if not whole:
+                    return
                 self.accelerator.save_state(str(unfinished))
                 if main:
                     torch.save(own, unfinished / "trainer.pt")
@@ -167,10 +209,11 @@ class RunFolder:
                     states.mkdir(exist_ok=True)
                     os.replace(unfinished, states / f"epoch-{epoch:04d}")
                     for old in self.states()[:-2]:
-                        shutil.rmtree(old)
+                        remove(old)
                 self.accelerator.wait_for_everyone()
         except OSError as e:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                remove(unfinished)
             raise LoupeError(f"{self.path}: epoch {epoch} could not be written ({e.strerror or e}); the states before "
                              "it are intact: free some space and resume") from e
 
@@ -178,6 +221,21 @@ class RunFolder:
         """Writes `best/`."""
         with replaced(self.path / "best") as folder:
             model.save_pretrained(folder)
+
+
+def other_machine(before: dict, now: dict) -> str:
+    """In words, how a run goes on otherwise than it was begun.
+
+    Args:
+        before, now: `steps` of an epoch, and `precision`.
+    """
+    changes = []
+    if before["steps"] != now["steps"]:
+        changes.append(f"{now['steps']} steps per epoch, as more or fewer processes share it (it was begun with "
+                       f"{before['steps']}; the learning rate goes on at its epoch's place)")
+    if before["precision"] != now["precision"]:
+        changes.append(f"precision {now['precision']} (it was begun with {before['precision']})")
+    return "this run goes on with " + " and ".join(changes) + ": it ends elsewhere than an uninterrupted one"
 
 
 def check_processes(accelerator: Accelerator) -> None:

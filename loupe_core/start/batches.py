@@ -1,8 +1,12 @@
-"""The batches of a training: none of a single image where a BatchNorm would have nothing to compare it with."""
+"""The batches of a training: none of a single image where a BatchNorm would have nothing to compare it with; and how
+many of them are made ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +18,9 @@ from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.samples import AsSamples
 from loupe_core.sites import eval_mode
+from loupe_core.start.on_card import gives_bytes
+
+SHARED = "/dev/shm"  # of Linux
 
 
 class JoinedBatches(BatchSampler):
@@ -75,3 +82,38 @@ def lone_norm(model: LoupeModel, image: torch.Tensor) -> str | None:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def workers_for(model: LoupeModel, samples: AsSamples, recipe: Recipe, images: int, on_card: bool,
+                tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """The arguments of a DataLoader that say how many workers it has, and how many batches each makes ahead.
+
+    Workers hand their batches over in shared memory, which has 64 MB in many containers, and die where it is full:
+    there are fewer where it is small, and one line says so.
+
+    Args:
+        images: Of a batch.
+        on_card: Whether the recipe's -1 means workers.
+        tell: Takes the line.
+    """
+    workers = recipe.workers if recipe.workers >= 0 else min(8, os.cpu_count() or 1) if on_card else 0
+    room = shutil.disk_usage(SHARED).free if os.path.isdir(SHARED) else None
+    batch = images * model.in_chans * math.prod(model.img_size) * (1 if gives_bytes(samples.dataset) else 4)
+    fit, ahead = that_fit(workers, batch, room)
+    if fit < workers:
+        tell(f"{SHARED} has {room / 2**20:.0f} MB free, too few for {workers} workers with batches of "
+             f"{batch / 2**20:.0f} MB: {fit or 'none'} instead; a container takes more with --shm-size=2g")
+    return dict(num_workers=fit, prefetch_factor=ahead)
+
+
+def that_fit(workers: int, batch: int, room: int | None) -> tuple[int, int | None]:
+    """How many of `workers` have room for their batches, and how many each makes ahead (None without workers).
+
+    Args:
+        batch, room: Bytes of a batch, and of what is free; None where that is not known.
+    """
+    for ahead in (2, 1):  # torch's own, and the least
+        if workers and (room is None or (workers * ahead + 1) * batch <= room):  # one more is being read
+            return workers, ahead
+    fit = min(workers, (room or 0) // max(batch, 1) - 1)
+    return (fit, 1) if fit > 0 else (0, None)

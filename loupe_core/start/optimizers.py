@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import torch
-from lion_pytorch import Lion
 from timm.optim import param_groups_layer_decay
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
 from loupe_core.errors import LoupeError
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.sites import classifiers
+from loupe_core.start.lion import Lion
 
 
 def parts_of(model: LoupeModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
@@ -45,8 +48,12 @@ def optimizer_of(model: LoupeModel, recipe: Recipe) -> torch.optim.Optimizer:
                 groups.insert(0, dict(params=params, lr=lr, weight_decay=group["weight_decay"]))
     elif r.backbone_lr_factor > 0:
         groups.insert(0, dict(params=backbone, lr=r.lr * r.backbone_lr_factor))
-    kind = Lion if r.optimizer == "lion" else torch.optim.AdamW
-    return kind(groups, lr=r.lr, weight_decay=r.weight_decay)
+    options = dict(lr=r.lr, weight_decay=r.weight_decay)
+    if r.optimizer == "lion":
+        return Lion(groups, **options)
+    # one kernel for many parameters; on a processor torch's default, whose numbers are those of before
+    on_card = all(p.is_cuda for p in (*backbone, *fresh))
+    return torch.optim.AdamW(groups, **options, **dict(fused=True) if on_card else {})
 
 
 class Cosine(CosineAnnealingLR):
@@ -65,12 +72,29 @@ class Cosine(CosineAnnealingLR):
 def schedule_of(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     """The recipe's cosine over all its epochs, after a linear warm-up where it has one.
 
+    With `anneal` "epoch" the rate is that of the epoch's beginning throughout, and there is no warm-up.
+
     Args:
         steps: Of the optimizer, per epoch.
     """
+    if recipe.anneal == "epoch":
+        low, angle = recipe.lr_min / recipe.lr, math.pi / recipe.epochs
+        return LambdaLR(optimizer, lambda k: low + (1 - low) * (1 + math.cos(angle * (k // steps))) / 2)
     warmup = round(min(recipe.lr_warmup_epochs, recipe.epochs / 2) * steps)
     if warmup == 0:
         return Cosine(optimizer, recipe.epochs * steps, recipe.lr_min)
     rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
     fall = Cosine(optimizer, recipe.epochs * steps - warmup, recipe.lr_min)
     return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+
+
+def schedule_after(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int, epochs: int) -> LRScheduler:
+    """`schedule_of` at the end of its first `epochs` epochs: for a run whose epochs had another number of steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    schedule = schedule_of(optimizer, recipe, steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch: the optimizer itself has taken no step yet
+        for _ in range(epochs * steps):
+            schedule.step()
+    return schedule

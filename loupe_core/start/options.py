@@ -14,8 +14,9 @@ from loupe_core.start.choose import default_backbone, default_form, default_reci
 TRAINING = """\
 Train a gate and its backbone on your photographs, and keep the best model.
 
-The folder holds one folder of photographs for each class, or such folders in train/, val/ and test/, or the lists of
-CUB-200-2011. The recipe and the backbone are chosen by what is there, and said in one line.
+The folder holds one folder of photographs for each class, or such folders in train/, val/ and test/, or a set as it
+is published: CUB-200-2011, NABirds, Stanford Cars, Stanford Dogs, FGVC-Aircraft, Oxford-IIIT Pet, Flowers-102 or
+iNaturalist. The recipe and the backbone are chosen by what is there, and said in one line.
 
   loupe train photos --out runs/own
   loupe train photos --recipe probe --out runs/probe             what the frozen features give, in seconds
@@ -34,6 +35,8 @@ def add_training(p: argparse.ArgumentParser) -> None:
                    "seconds; auto: by the number of images and the backbone")
     p.add_argument("--resume", action="store_true", help="go on after the last complete epoch in --out")
     p.add_argument("--overwrite", action="store_true", help="begin in the place of an earlier training in --out")
+    p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs, and "
+                   "after the last: for a slow disk, or one that keeps what was removed, such as Google Drive")
     p.add_argument("--track", metavar="TRACKER", help="tensorboard, wandb, ...: also send every epoch's row there")
     group = p.add_argument_group("the photographs")
     group.add_argument("--labels", type=Path, metavar="CSV", help="a table of file names and labels (and splits), "
@@ -42,7 +45,8 @@ def add_training(p: argparse.ArgumentParser) -> None:
                        "it is not given")
     group.add_argument("--test-fraction", type=float, metavar="X", help="of all images of each class, 0.2 if it is "
                        "not given; for sets without a test split of their own")
-    group.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB)")
+    group.add_argument("--download", action="store_true", help="fetch CUB-200-2011 into the folder first (1.15 GB), "
+                       "or the rest of it where an earlier download broke")
     group.add_argument("--cache", action="store_true", help="keep decoded images, at most 4 GiB, in a temporary file")
     group.add_argument("--check", action="store_true", help="first read every photograph, and list the bad ones")
     group = p.add_argument_group("the backbone")

@@ -57,6 +57,7 @@ def blocks(root: Path, url: str) -> dict[str, list[str]]:
     badges = [f"[![{name}]({url}/actions/workflows/{name}.yml/badge.svg)]({url}/actions/workflows/{name}.yml)"
               for name in ("test", "book")]
     badges.append(f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({on_colab[chapters[0]]})")
+    paper = on_colab[chapters[0]].replace(f"book/{chapters[0]}", "scripts/colab/reproduce")
     links = " ".join(f"[{int(name[:2])}]({address})" for name, address in on_colab.items())
     return {
         "_config.yml": [
@@ -66,7 +67,8 @@ def blocks(root: Path, url: str) -> dict[str, list[str]]:
             "  use_repository_button: true\n  use_issues_button: true\n",
         ],
         "CITATION.cff": [f"repository-code: {url}\nurl: {published(url)}\n"],
-        "README.md": [f"{' '.join(badges)}\n\nRead the book: <{published(url)}>. Its chapters on Colab: {links}.\n"],
+        "README.md": [f"{' '.join(badges)}\n\nRead the book: <{published(url)}>. Its chapters on Colab: {links}; "
+                      f"[the paper's experiment]({paper}).\n"],
     }
 
 
@@ -85,7 +87,7 @@ def texts(root: Path, url: str) -> dict[Path, str]:
         between[2::4] = parts
         found[root / name] = "".join(between)
     default = f', \\\\"{url}\\\\"' if url else ""
-    for path in sorted((root / "book").glob("[0-9]*.ipynb")):
+    for path in [*sorted((root / "book").glob("[0-9]*.ipynb")), *(root / "scripts" / "colab").glob("*.ipynb")]:
         found[path], count = FIRST_CELL.subn(rf"\1{default})", path.read_text(encoding="utf-8"))
         if count != 1:
             raise AddressError(f"{path.name} reads LOUPE_ADDRESS {count} times; expected the first cell of the others")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 
-# A card and its network, as in their data sheets; the fraction of the peak that training reaches is an assumption.
-CARD, PEAK, UTILISATION = "H100", 989e12, 0.4  # dense bf16, operations per second
+CARD = "H100"  # its network, as in data sheets
 LINK = {8: (450e9, "NVLink, one node"), 64: (50e9, "400 Gbit/s per card, eight nodes")}  # bytes per second and card
 BATCH, IMAGES = 16, 5394  # images per card and step, as in the paper; CUB's training images without a tenth
 
@@ -78,20 +77,48 @@ def growth() -> str:
                      for part in ("images", "pixels", "processes"))
 
 
-def cards() -> str:
-    """Swin-Base on many cards, calculated: time to exchange the gradients against time to compute them."""
-    exact = {row["what"]: row["gated"] for row in read("gate").get("rows", [])}
-    if not exact:
+def launches() -> str:
+    found = read("launches")
+    columns = dict(model="model", precision="precision", step="", forward="forward", backward="backward",
+                   optimizer="optimizer", bookkeeping="the row's sums", all="launches", waits="waits",
+                   gflops="Gflop", megabytes="MB moved")
+    return table([row | dict(bookkeeping=f"{row['bookkeeping']:.0f}", model=row["model"].split("_patch")[0])
+                  for row in found.get("steps", [])], columns)
+
+
+def hours() -> str:
+    found = read("launches")
+    if not found:
         return table([], {})
-    size, compute = 4 * exact["parameters"], 3 * exact["FLOPs an image"] * BATCH / (PEAK * UTILISATION)
+    given = {name: value * (1e6 if name in ("launch", "view") else 100) for name, value in found["assumptions"].items()}
+    columns = dict(card="card", model="model", arm="arm", precision="precision", host_ms="launching, ms",
+                   device_ms="computing, ms", images_s="images/s", hours="hours a run")
+    rows = [row | {k: f"{row[k]:.0f}" for k in ("host_ms", "device_ms", "images_s")}
+            | dict(hours=f"{row['hours']:.2f}", model=row["model"].split("_patch")[0]) for row in found["hours"]]
+    sums = "; ".join(f"{row['card']}: **{row['hours']:.1f} hours**" for row in found["sums"])
+    assumed = ("{launch:.0f} microseconds of the processor for an operation that launches a kernel and {view:.0f} for one "
+               "that does not; {utilisation:.0f} % of the peak in 16 bit, {plain:.0f} % in fp32 without tensor cores; "
+               "{reached:.0f} % of the bandwidth; {wait:.0f} % of the time for the wait for data").format(**given)
+    return (f"All {found['sums'][0]['runs']} trainings, with all their epochs: {sums}.\n\n{table(rows, columns)}\n"
+            f"An estimate, **not run here**. Assumed: {assumed}. Peaks and bandwidths: "
+            f"{'; '.join(found['sources'].values())}.\n")
+
+
+def cards() -> str:
+    """Swin-Base on many cards, calculated: time to exchange the gradients against time for a step."""
+    exact = {row["what"]: row["gated"] for row in read("gate").get("rows", [])}
+    found = [row for row in read("launches").get("hours", []) if (row["card"], row["arm"]) == (CARD, "loupe")]
+    if not exact or not found:
+        return table([], {})
+    size, step = 4 * exact["parameters"], max(found[0]["host_ms"], found[0]["device_ms"]) / 1000
     rows = []
     for cards, (speed, what) in LINK.items():
         exchange = 2 * (cards - 1) / cards * size / speed  # ring all-reduce: each card sends 2 (n - 1) / n of the bytes
-        rows.append({"cards": f"{cards} ({what})", "compute, ms": 1000 * compute, "exchange, ms": 1000 * exchange,
-                     "exchange / compute": exchange / compute, "images per step": BATCH * cards,
+        rows.append({"cards": f"{cards} ({what})", "step, ms": 1000 * step, "exchange, ms": 1000 * exchange,
+                     "exchange / step": exchange / step, "images per step": BATCH * cards,
                      "steps per epoch": -(-IMAGES // (BATCH * cards))})
-    return (f"Gradients: {size / 1e6:,.0f} MB in fp32. A backward pass is taken as twice a forward one; {CARD} at "
-            f"{UTILISATION:.0%} of its peak of {PEAK / 1e12:,.0f} Tflop/s.\n\n" + table(rows, {k: k for k in rows[0]}))
+    return (f"Gradients: {size / 1e6:,.0f} MB in fp32; a step on one {CARD}, estimated as above.\n\n"
+            + table(rows, {k: k for k in rows[0]}))
 
 
 def machine() -> str:
@@ -99,8 +126,8 @@ def machine() -> str:
     return f"{found['processor']}, {found['threads']} threads, torch {found['versions']['torch']}\n" if found else "-\n"
 
 
-TABLES = dict(machine=machine, gate=gate, training=training, loader=loader, explanations=explanations, growth=growth,
-              cards=cards)
+TABLES = dict(machine=machine, gate=gate, launches=launches, hours=hours, training=training, loader=loader,
+              explanations=explanations, growth=growth, cards=cards)
 
 
 def fill(text: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 from loupe_lab.evidence.results import interval, read_results, unpack_right
 from loupe_lab.evidence.statistics import paired_difference
+from loupe_lab.paper import table
 
 ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = ("holds", "holds in part", "does not hold", "not decided", "not run here")
@@ -139,26 +140,67 @@ def evidence(claim: dict) -> list[tuple[str, Number]]:
     return numbers
 
 
+def on_cub(claim: dict, rows: list[dict]) -> tuple[str, str]:
+    """A claim's verdict on CUB at full size, "" where it has no rule for one, and the number that it follows from.
+
+    Args:
+        rows: Of data/results/cub.csv; see the head of data/ledger.yml for the rule.
+
+    Raises:
+        LedgerError: the number meets the conditions of both verdicts.
+    """
+    if (rule := claim.get("cub")) is None:
+        return "", ""
+    (kind, options), = ((k, v) for k, v in rule.items() if k in ("difference", "mean", "within"))
+    found = (table.difference if kind == "difference" else table.mean)(rows, **options)
+    if found is None:
+        return "not run", ""
+    number, seeds, images = found
+    values = {name: 100 * getattr(number, name) for name in ("low", "mean", "high")}
+
+    def met(condition: str) -> bool:
+        name, sign, bound = condition.split()
+        return COMPARE[sign](values[name], float(bound))
+
+    holds, fails = all(map(met, rule["holds"])), any(map(met, rule["fails"]))
+    if holds and fails:
+        raise LedgerError(f"ledger, {claim['id']}: on CUB both verdicts would stand; expected conditions that exclude "
+                          "each other")
+    verdict = "holds" if holds else "does not hold" if fails else "not decided"
+    sign, unit = ("", " %") if kind == "mean" else ("+", " points")
+    of = f"{seeds} seeds" + (f" x {images} photographs" if images else "")
+    low, middle, high = (f"{values[name]:{sign}.2f}" for name in ("low", "mean", "high"))
+    return verdict, f"{middle}{unit} ({low} to {high}; {of})"
+
+
 def page() -> str:
     """The page: counts, one table per topic, and the commands."""
-    book = ledger()
+    book, rows = ledger(), table.recorded()
     claims = book["claims"]
     count = Counter(claim["verdict"] for claim in claims)
     lines = [f"**{len(claims)} claims:** " + ", ".join(f"{count[v]} {v}" for v in VERDICTS) + ".", ""]
+    full = Counter(verdict for claim in claims if (verdict := on_cub(claim, rows)[0]))
+    lines += [f"On CUB at full size, {full.total()} of them: " + ", ".join(
+        f"{n} {v}" for v, n in full.items()) + ". That column follows from the rows of `loupe reproduce` by a rule in "
+        "data/ledger.yml, which stands with each claim; nobody writes it.", ""]
     for topic in dict.fromkeys(claim["topic"] for claim in claims):
-        lines += [f"## {topic}", "", "| claim | verdict, and what shows it |", "|---|---|"]
+        lines += [f"## {topic}", "", "| claim | verdict, and what shows it | CUB at full size |", "|---|---|---|"]
         for claim in (c for c in claims if c["topic"] == topic):
             shown = "; ".join(f"{of}: {n.text}" if of else n.text for of, n in evidence(claim))
             shown = shown[:1].upper() + shown[1:] if claim["says"].rstrip().endswith(".") else shown
             where = f"[{claim['chapter'].split('_')[0]}]({claim['chapter']})"
             gpu = f" On a GPU: [{claim['gpu']}](commands)." if "gpu" in claim else ""
-            verdict = claim["verdict"].capitalize()
+            verdict, (full_size, number) = claim["verdict"].capitalize(), on_cub(claim, rows)
             cells = (f"{claim['claim']} *{claim['source']}*",
-                     f"**{verdict}.** {claim['says']} {shown + '.' if shown else ''} Chapter {where}.{gpu}")
+                     f"**{verdict}.** {claim['says']} {shown + '.' if shown else ''} Chapter {where}.{gpu}",
+                     f"**{full_size.capitalize()}.** {number}" if full_size else "")
             lines.append("| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |")
         lines.append("")
     lines += ["(commands)=", "## On a GPU, with CUB", ""]
-    lines += ["Not run here. Each writes its checkpoints to a folder below `runs`; `--seed` takes other seeds.", ""]
+    cards = sorted({row["card"] for row in rows})
+    run = f"{len(rows)} runs on {', '.join(cards)} are recorded." if rows else "Not run here."
+    lines += [f"{run} Each command goes on where it was stopped, and brings its rows into a table; `loupe reproduce "
+              "--rehearse` tries all of them in small within a minute. See [Scaling up](scaling_up).", ""]
     for name, command in book["commands"].items():
         lines += [f"**{name}**: {command['for']}", "", "```sh", *command["run"].strip().splitlines(), "```", ""]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from pathlib import Path
 from runs import RESULTS, ROOT, provenance, write_rows
 
 from loupe_core.files.atomic import write_whole
+from loupe_lab.commands import part
 
 # name -> (function of a row's choices, which returns its results and the Trainer or None; the choices of all rows)
 GRIDS = {}
@@ -74,17 +75,10 @@ def record(grid: str, file: Path | None = None, part: tuple[int, int] = (1, 1)) 
     return file
 
 
-def _part(text: str) -> tuple[int, int]:
-    which, _, parts = text.partition("/")
-    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected which/of how many, such as 3/16")
-    return int(which), int(parts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("grids", nargs="*", help=f"without a name, all: {', '.join(GRIDS)}")
-    parser.add_argument("--part", type=_part, default=(1, 1), help="which/of how many, such as 3/16: rows to run here")
+    parser.add_argument("--part", type=part, default=(1, 1), help="which/of how many, such as 3/16: rows to run here")
     arguments = parser.parse_args()
     names = arguments.grids or list(GRIDS)
     if unknown := set(names) - set(GRIDS):

@@ -22,6 +22,7 @@ from loupe_lab.evidence.baselines import control
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.results import commit, pack_right
 from loupe_lab.evidence.scorecard import rank_of_part
+from loupe_lab.paper.arms import ARMS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -126,22 +127,8 @@ def lite0() -> torch.nn.Module:
     return backbone
 
 
-# How the recorded trainings of Part III differ: the small profile (20 species of field-guide birds, Recipe.small) with
-# these changes of the model, of the mask (`control`), and of the recipe.
-ARMS = {
-    "bare": dict(model=dict(site=())),
-    "loupe": {},
-    **{f"lambda {lam:g}": dict(recipe=dict(lam=lam)) for lam in (0, 0.01, 0.5, 5)},
-    "l2": dict(recipe=dict(norm="l2")),
-    "sum": dict(recipe=dict(norm_reduction="sum")),
-    **{site: dict(model=dict(site=site)) for site in ("stage1", "stage3", "stage4", "stage3.inside")},
-    "multi-scale": dict(model=dict(site=("stage1", "stage2", "stage3"))),
-    **{f"reduction {r}": dict(model=dict(reduction=r)) for r in (4, 8)},
-    **{kind: dict(control=kind) for kind in ("constant", "shuffled", "random", "centre", "cbam")},
-    "mix": dict(model=dict(form="mix")),
-    "residual": dict(model=dict(form="residual")),
-}
-
+# The recorded trainings of Part III are the small profile (20 species of field-guide birds, Recipe.small) with the
+# changes of `ARMS`.
 # Trainings that are not compared arm by arm: other learning rates of Lion, and a backbone with BatchNorm.
 MORE_ARMS = {
     "lion 1e-5": dict(recipe=dict(lr=1e-5, lr_min=1e-7, epochs=60, patience=60)),

@@ -1,0 +1,132 @@
+"""Many runs: which are left, in what order, by whom; their rows in one file; how long it takes.
+
+Several processes may work on the same runs: each takes what no other has locked. `part` shares them out in advance,
+for machines whose disks know no locks.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from loupe_core.errors import LoupeError
+from loupe_lab.evidence.answers import write_table
+from loupe_lab.paper.arms import ARMS, AUTHORS, BACKBONES, Run
+from loupe_lab.paper.experiment import Setting, perform
+
+AROUND = 1.15  # a run takes so many times its training: evaluation, audit, attack
+
+
+def read_rows(results: Path) -> list[dict[str, str]]:
+    """The rows of a results file, all values as text; none where there is no file."""
+    if not results.is_file():
+        return []
+    with results.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run_of_row(row: dict) -> Run:
+    """The run that a row is of."""
+    return Run(row["backbone"], int(row["pixels"]), row["arm"], int(row["seed"]))
+
+
+def collect(out: Path, results: Path) -> dict[Run, dict]:
+    """Brings the rows of all finished runs in `out` into the results file, and returns all that stand there.
+
+    Rows of runs whose folders are elsewhere stay as they are.
+
+    Raises:
+        LoupeError: The results file has other columns, or a run's row cannot be read.
+    """
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(results.with_suffix(".lock")):
+        found = {run_of_row(row): row for row in read_rows(results)}
+        for file in sorted(out.glob("*/row.json")):
+            try:
+                row = json.loads(file.read_text(encoding="utf-8"))
+                run = run_of_row(row)
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                raise LoupeError(f"{file}: found no row ({e}); move its folder elsewhere, and the run is made "
+                                 "again") from e
+            if (known := found.get(run)) is not None and known.keys() != row.keys():
+                raise LoupeError(f"{results}: found other columns than {file} has; expected the same: give another "
+                                 "--results")
+            found.setdefault(run, {name: str(value) for name, value in row.items()})
+        order = [*ARMS, *AUTHORS]
+        runs = sorted(found, key=lambda run: (run.pixels, list(BACKBONES).index(run.backbone), order.index(run.arm),
+                                              run.seed))
+        found = {run: found[run] for run in runs}
+        if len({tuple(row) for row in found.values()}) > 1:
+            raise LoupeError(f"{results}: found rows with other columns than those of {out}; expected the same: give "
+                             "another --results")
+        if found and read_rows(results) != list(found.values()):
+            write_table(results, list(found.values()))
+    return found
+
+
+def reproduce(runs: Sequence[Run], setting: Setting, results: Path, part: tuple[int, int] = (1, 1),
+              expected: Callable[[Run], float | None] = lambda run: None,
+              tell: Callable[[str], None] = print) -> dict[Run, dict]:
+    """Makes the runs that are not in the results file yet, and returns all rows there.
+
+    Args:
+        part: (which, of how many), counted from 1: only every so many-th run.
+        expected: Seconds of a training before any was measured; None where nothing is known.
+        tell: Called with a line on every run, and on the time left.
+
+    Raises:
+        LoupeError: Some runs could not be made; all others were.
+    """
+    which, parts = part
+    mine, failed = list(runs)[which - 1 :: parts], []
+    for run in mine:
+        done = collect(setting.out, results)
+        if run in done:
+            continue
+        (setting.out / run.name).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(setting.out / run.name / "lock", timeout=0):
+                tell(f"{run.name}: begins; {remaining(mine, done, expected)}")
+                began = time.perf_counter()
+                row = perform(run, setting)
+                tell(f"{run.name}: {row['accuracy']:.2%} of {row['images']} test images, {row['epochs']} epochs, "
+                     f"{_duration(time.perf_counter() - began)}")
+        except Timeout:
+            tell(f"{run.name}: another process works on it")
+        except LoupeError as error:
+            failed.append(run.name)
+            tell(f"{run.name}: not made: {error}")
+    done = collect(setting.out, results)
+    if failed:
+        raise LoupeError(f"{len(failed)} of {len(mine)} runs could not be made, the lines above say why: "
+                         f"{', '.join(failed[:3])}{', ...' if len(failed) > 3 else ''}; the same command tries them "
+                         "again")
+    return done
+
+
+def remaining(runs: Sequence[Run], done: dict[Run, dict], expected: Callable[[Run], float | None]) -> str:
+    """How many of the runs are left, and how long they take, in words.
+
+    A run takes what the finished ones of its backbone took on average; before there is one, what is `expected`.
+    """
+    left = [run for run in runs if run not in done]
+    seconds = []
+    for run in left:
+        same = [float(row["seconds"]) for other, row in done.items() if other[:2] == run[:2]]
+        found = sum(same) / len(same) if same else expected(run)
+        seconds += [] if found is None else [AROUND * found]
+    words = f"{len(left)} of {len(runs)} runs left"
+    if not seconds:
+        return words + (", the first one will tell how long" if left else "")
+    if len(seconds) < len(left):
+        words += f", {len(seconds)} of them"
+    return f"{words}, about {_duration(sum(seconds))}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
