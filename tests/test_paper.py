@@ -267,6 +267,22 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(small, tmp_path, monke
     assert [row["arm"] for row in grid.read_rows(tmp_path / "cub.csv")] == ["bare"]
 
 
+def test_the_experiment_stops_where_nothing_works_and_takes_no_smaller_set(small, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def fails(run, setting):
+        tried.append(run)
+        raise LoupeError("the hub does not answer")
+
+    monkeypatch.setattr(grid, "perform", fails)
+    with pytest.raises(LoupeError, match="3 runs one after the other could not be made"):
+        grid.reproduce(plan(), Setting(small.data, tmp_path), tmp_path / "cub.csv", tell=print)
+    assert len(tried) == 3
+    assert main(["reproduce", str(small.data), "--out", str(tmp_path)]) == 2
+    assert "found 200 classes, 400 training and 200 test photographs; expected CUB-200-2011's 200, 5994 and 5794" in (
+        capsys.readouterr().err)
+
+
 def test_a_run_on_which_another_process_works_is_passed_over(small, tmp_path):
     from filelock import FileLock
 
