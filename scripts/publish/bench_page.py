@@ -96,9 +96,9 @@ def hours() -> str:
     rows = [row | {k: f"{row[k]:.0f}" for k in ("host_ms", "device_ms", "images_s")}
             | dict(hours=f"{row['hours']:.2f}", model=row["model"].split("_patch")[0]) for row in found["hours"]]
     sums = "; ".join(f"{row['card']}: **{row['hours']:.1f} hours**" for row in found["sums"])
-    assumed = ("{launch:.0f} microseconds of the processor for an operation that launches a kernel and {view:.0f} for "
-               "one that does not; {utilisation:.0f} % of the peak in 16 bit, {plain:.0f} % in fp32 without tensor cores; "
-               "{reached:.0f} % of the bandwidth; {wait:.0f} % of the time for the wait for data").format(**given)
+    assumed = ("{launch:.0f} microseconds of the processor for an operation that launches a kernel and {view:.0f} "
+               "for one that does not; {utilisation:.0f} % of the peak in 16 bit, {plain:.0f} % in fp32 without "
+               "tensor cores; {reached:.0f} % of the bandwidth; {wait:.0f} % of the time for the wait for data").format(**given)
     return (f"All {found['sums'][0]['runs']} trainings, with all their epochs: {sums}.\n\n{table(rows, columns)}\n"
             f"An estimate, **not run here**. Assumed: {assumed}. Peaks and bandwidths: "
             f"{'; '.join(found['sources'].values())}.\n")
