@@ -29,7 +29,7 @@ from loupe_lab.paper.arms import ARMS, AT_384, AUTHORS, BACKBONES, PAPERS, TABLE
 from loupe_lab.paper.experiment import COLUMNS, Setting, peaks_in_box, perform, prepared
 from loupe_lab.paper.hours import at_most, hours
 from loupe_lab.paper.rehearsal import CLASSES, PIXELS, rehearsed, small_backbone
-from loupe_lab.paper.table import PUBLISHED, difference, optimism, table
+from loupe_lab.paper.table import NOT_RUN, PUBLISHED, cub_table, difference, optimism, table
 
 CLAIMS = ledger.ledger()["claims"]
 
@@ -341,6 +341,13 @@ def test_its_table_has_every_arm_and_the_verdicts_follow(whole, monkeypatch):
         assert verdict in ("holds", "does not hold", "not decided") and number, claim["id"]
     monkeypatch.setattr(ledger.table, "recorded", lambda: rows)
     assert f"{len(ruled)} of them:" in ledger.page() and "Not run.**" not in ledger.page()
+
+
+def test_without_a_run_the_table_says_so(tmp_path, capsys, monkeypatch):
+    assert main(["reproduce", "--show", "--out", str(tmp_path), "--results", str(tmp_path / "cub.csv")]) == 0
+    assert capsys.readouterr().out.startswith("no run is finished yet")
+    monkeypatch.setattr("loupe_lab.paper.table.recorded", lambda: [])
+    assert cub_table() == NOT_RUN and "not run here" in NOT_RUN
 
 
 def test_what_was_run_is_listed_and_shown(whole, capsys):
