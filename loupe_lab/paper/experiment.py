@@ -104,8 +104,9 @@ def perform(run: Run, setting: Setting) -> dict:
 
 def _row(run: Run, setting: Setting, folder: Path) -> dict:
     model, recipe, sets = prepared(run, setting)
-    trainer = Trainer(model, recipe, folder, **setting.options)
-    if run.change.get("protocol") == "authors":
+    authors = run.change.get("protocol") == "authors"
+    trainer = (_Watched if authors else Trainer)(model, recipe, folder, **setting.options)
+    if authors:
         rows, result, chosen = _by_test_accuracy(trainer, sets, folder)
     else:
         rows = trainer.fit(sets("train"), sets("val"), resume=True)
@@ -155,26 +156,45 @@ def prepared(run: Run, setting: Setting) -> tuple[LoupeModel, Recipe, Callable[[
     return model, recipe, splits.__getitem__
 
 
-def _by_test_accuracy(trainer: Trainer, sets: Callable[[str], CUB200],
+class _Watched(Trainer):
+    """A trainer that shows every epoch to `look` before it keeps a state of it: an epoch that is kept was looked at."""
+
+    look: Callable[[dict], None]
+
+    def _end_epoch(self, model: LoupeModel, schedule: LRScheduler, average: ModelEmaV3 | None, row: dict) -> None:
+        self.look(row)
+        super()._end_epoch(model, schedule, average, row)
+
+
+def _by_test_accuracy(trainer: _Watched, sets: Callable[[str], CUB200],
                       folder: Path) -> tuple[list[dict], Evaluation, int]:
     """The authors' protocol: the rows; what the test split answers after the epoch that it chooses; and that epoch.
 
-    The loss on the test split stops the training; the best accuracy there is reported.
+    The loss on the test split stops the training; the best accuracy there is reported. The model itself ends with the
+    weights of the lowest loss.
     """
     kept = folder / BY_TEST
-    best = torch.load(kept, weights_only=True) if kept.is_file() else dict(epoch=0, accuracy=-1.0)
+    # each of a higher accuracy than those before it
+    records = torch.load(kept, weights_only=True) if kept.is_file() else []
 
     def look(row: dict) -> None:
-        # not `>`: an epoch that is repeated after a stop is looked at again
-        if row["val_accuracy"] > best["accuracy"] or row["epoch"] == best["epoch"]:
-            found = asdict(trainer.evaluate(sets("test")))
-            best.clear()
-            best.update(epoch=row["epoch"], **{name: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-                                               for name, value in found.items()})
-            with replaced(kept) as beside:
-                torch.save(best, beside)
+        # after a stop, epochs since the newest state are trained again, on a card with other numbers
+        records[:] = [record for record in records if record["epoch"] < row["epoch"]]
+        if records and row["val_accuracy"] <= records[-1]["accuracy"]:
+            return
+        found = asdict(trainer.evaluate(sets("test")))
+        records.append(dict(epoch=row["epoch"], **{name: torch.as_tensor(value) if isinstance(value, np.ndarray)
+                                                   else value for name, value in found.items()}))
+        # what no stop can bring back as the best is not kept
+        states = trainer.folder.states() if trainer.folder else []
+        safe = [i for i, record in enumerate(records) if states and record["epoch"] <= int(states[-1].name[6:])]
+        del records[: safe[-1] if safe else 0]
+        with replaced(kept) as beside:
+            torch.save(records, beside)
 
-    rows = trainer.fit(sets("train"), sets("val"), resume=True, on_epoch_end=look)
+    trainer.look = look
+    rows = trainer.fit(sets("train"), sets("val"), resume=True)
+    best = records[-1]
     chosen = best.pop("epoch")
     return rows, Evaluation(**{k: v.numpy() if torch.is_tensor(v) else v for k, v in best.items()}), chosen
 
