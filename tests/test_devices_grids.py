@@ -5,6 +5,7 @@ A grid that mixed devices, or put a tensor into its row, would raise. What is ke
 
 import csv
 import importlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from helpers import write_cub
 from loupe_core import Recipe
 from loupe_core.start.devices import device_of
 from loupe_lab.birds.fieldguide import fieldguide_set
+from loupe_lab.paper.arms import ARMS, plan
+from loupe_lab.paper.experiment import perform
+from loupe_lab.paper.rehearsal import rehearsed
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = [importlib.import_module(file.stem) for file in sorted((ROOT / "scripts" / "record").glob("grids_*.py"))]
@@ -128,3 +132,17 @@ def test_a_training_from_the_card_is_read_where_there_is_none(tiny):
         assert {value.device.type for value in stored["weights"].values()} == {"cpu"}
         torch.save(stored | dict(weights=model.state_dict()), kept)  # as it was kept until November 2026
     assert device_of(runs.trained("residual", 1)[0]).type == "cpu"
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    with rehearsed(tmp_path_factory.mktemp("paper")) as setting:
+        yield setting
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_of_the_papers_experiment_runs_on_the_card(arm, rehearsal, card):
+    if arm not in ("loupe", "authors loupe") and not os.environ.get("LOUPE_SLOW"):
+        pytest.skip("set LOUPE_SLOW=1: every arm, two minutes in all")
+    row = perform(next(run for run in plan("all") if run.arm == arm), rehearsal)
+    assert row["card"] == "Emulated Card" and row["precision"] == ("no" if "authors" in arm else "bf16")
