@@ -21,7 +21,7 @@ from helpers import write_cub
 from loupe_core import Recipe
 from loupe_core.start.devices import device_of
 from loupe_lab.birds.fieldguide import fieldguide_set
-from loupe_lab.paper.arms import ARMS, plan
+from loupe_lab.paper.arms import plan
 from loupe_lab.paper.experiment import perform
 from loupe_lab.paper.rehearsal import rehearsed
 
@@ -140,7 +140,7 @@ def rehearsal(tmp_path_factory):
         yield setting
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", {run.arm: run for run in plan("all")})
 def test_an_arm_of_the_papers_experiment_runs_on_the_card(arm, rehearsal, card):
     if arm not in ("loupe", "authors loupe") and not os.environ.get("LOUPE_SLOW"):
         pytest.skip("set LOUPE_SLOW=1: every arm, two minutes in all")
