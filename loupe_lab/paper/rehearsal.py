@@ -56,8 +56,13 @@ def small_backbone(run: Run) -> dict:
 
 
 @contextmanager
-def rehearsed(out: Path) -> Iterator[Setting]:
-    """A setting in which a run takes about a second; its set is gone afterwards, its runs are in `out`."""
+def rehearsed(out: Path, changes: dict | None = None) -> Iterator[Setting]:
+    """A setting in which a run takes about a second; its set is gone afterwards, its runs are in `out`.
+
+    Args:
+        changes: Of every `Recipe`, as in `Setting`.
+    """
     with TemporaryDirectory(prefix="loupe-rehearsal-") as folder:
         yield Setting(write_stand_in(Path(folder, "CUB_200_2011")), out, dict(progress=False),
-                      dict(epochs=1, batch_size=50, lr=1e-3), small_backbone, audited=50, attacked=20)
+                      dict(epochs=1, batch_size=50, lr=1e-3) | (changes or {}), small_backbone, audited=50, attacked=20,
+                      images=CLASSES)
