@@ -235,26 +235,35 @@ def audit(args: Arguments) -> None:
 def reproduce(args: Arguments) -> None:
     """Runs the paper's experiment, or goes on with it, and prints its table."""
     from loupe_core.files.download import download_cub
+    from loupe_core.recipe import Recipe
     from loupe_core.start.devices import best_device
     from loupe_lab.paper import arms, grid
-    from loupe_lab.paper.experiment import Setting
-    from loupe_lab.paper.hours import at_most, hours
+    from loupe_lab.paper.experiment import Setting, check_complete
+    from loupe_lab.paper.hours import TEST, at_most, hours
     from loupe_lab.paper.machine import card, check_alone
-    from loupe_lab.paper.rehearsal import SEEDS, rehearsed
+    from loupe_lab.paper.rehearsal import CLASSES, SEEDS, rehearsed
     from loupe_lab.paper.table import table
 
     check_alone()
     if args.rehearse and args.results:
         raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; "
                          "expected --results without --rehearse")
-    seeds = min(args.seeds or SEEDS, SEEDS) if args.rehearse else args.seeds
-    runs = arms.plan("all" if args.rehearse and not args.arm else args.table, args.arm, args.backbone, seeds,
-                     args.pixels)
+    seeds = SEEDS if args.rehearse and args.seeds is None else args.seeds
+    if args.rehearse:
+        seeds = min(seeds, SEEDS)
+    tables = args.table or ("all" if args.rehearse and not args.arm else "core")
+    runs = arms.plan(tables, args.arm, args.backbone, seeds, args.pixels)
+    changes = {name: value for name, value in vars(args).items()
+               if name in ("precision", "workers", "compile") and value is not None}
+    Recipe(**changes)  # a wrong one is told before anything is fetched
+    if args.save_every < 1:
+        raise LoupeError(f"--save-every {args.save_every}: expected 1 or more")
     out = args.out / "rehearsal" if args.rehearse else args.out
     book = Path("data", "results")
     results = args.results or (book if book.is_dir() and not args.rehearse else out) / "cub.csv"
+    images = CLASSES if args.rehearse else TEST
     if args.show or args.plan:
-        rows = grid.collect(out, results)
+        rows = grid.collect(out, results, images, write=False)
         if args.plan:
             print("\n".join(f"{run.name}  {'done' if run in rows else 'to do'}" for run in runs))
             print(grid.remaining(runs, rows, lambda run: None))
@@ -264,16 +273,17 @@ def reproduce(args: Arguments) -> None:
             print(table(list(rows.values()), published=not args.rehearse))
         return
     if args.rehearse:
-        with rehearsed(out) as setting:
+        with rehearsed(out, changes) as setting:
             setting.keep_weights = not args.no_weights
+            setting.options["save_every"] = args.save_every
             rows = grid.reproduce(runs, setting, results, args.part)
     else:
-        changes = {name: value for name, value in vars(args).items()
-                   if name in ("precision", "workers", "compile") and value is not None}
-        setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
-                          keep_weights=not args.no_weights)
+        root = download_cub(args.data)
+        check_complete(root)
+        setting = Setting(root, out, dict(save_every=args.save_every), changes,
+                          keep_weights=not args.no_weights, images=images)
         here = card(best_device())
-        rows = grid.reproduce(runs, setting, results, args.part, expected=lambda run: at_most(run, here))
+        rows = grid.reproduce(runs, setting, results, args.part, expected=lambda run: at_most(run, here), card=here)
     print(table(list(rows.values()), published=not args.rehearse))
     print(f"rows: {printable(str(results))}")
 
@@ -342,7 +352,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
                    "stopped experiment goes on")
     p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, "
                    "data/results/cub.csv in a checkout of the book, else cub.csv in --out")
-    p.add_argument("--table", default="core", help="core (24 runs), weights (30), ablations (51), or all")
+    p.add_argument("--table", help="core (24 runs), weights (30), ablations (51), or all; core if it is not given, all "
+                   "in a rehearsal")
     p.add_argument("--arm", nargs="+", default=[], help="only these arms, such as bare loupe 'lambda 0'")
     p.add_argument("--backbone", nargs="+", default=[], help="only these, such as 'base 22k-1k' 'tiny 1k'")
     p.add_argument("--seeds", type=int, metavar="N", help="so many seeds in place of the table's 2, 3 or 5")

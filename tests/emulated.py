@@ -42,7 +42,9 @@ scalar_tensor tensor tril_indices triu_indices zeros hann_window hamming_window 
 randint_like randn_like zeros_like""".split()
 METHODS = "new_empty new_full new_ones new_zeros".split()
 
-_held: dict[int, StorageWeakRef] = {}  # what lies on the card; the weak reference keeps the address from being reused
+# What lies on the card, of one that ended too: a cache may keep it for the next. The weak reference keeps the address
+# from being reused.
+_held: dict[int, StorageWeakRef] = {}
 _generators: dict[int, torch._C.Generator] = {}  # those of the card
 _state = {"rng": torch.Generator().manual_seed(0).get_state()}  # of the card's random numbers
 
@@ -315,7 +317,6 @@ def card(bf16: bool = True) -> Iterator[torch.device]:
         stack.callback(lambda: registry.__setitem__(slice(None), kept))
         _forget_devices()
         stack.callback(_forget_devices)
-        stack.callback(_held.clear)
         stack.callback(_generators.clear)
         _state["rng"] = torch.Generator().manual_seed(0).get_state()
         stack.enter_context(_Watch())

@@ -52,3 +52,19 @@ def test_remove_takes_files_folders_and_nothing(tmp_path):
     for name in ("folder", "file", "none"):
         remove(tmp_path / name)
     assert names(tmp_path) == []
+
+
+def test_a_removal_that_was_killed_is_finished_by_the_next_one(tmp_path, monkeypatch):
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / "model").write_bytes(b"123")
+
+    def killed(*args, **options):
+        if tmp_path / ".removed-states" in args and (tmp_path / ".removed-states").is_dir():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        remove(tmp_path / "states")
+    assert names(tmp_path) == [".removed-states"]
+    remove(tmp_path / "states")
+    assert names(tmp_path) == []

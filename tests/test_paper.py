@@ -4,6 +4,7 @@ The whole grid runs in small, see `loupe_lab.paper.rehearsal`.
 """
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -17,20 +18,26 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from helpers import FORKS
 from nbclient import NotebookClient
 from test_kill import FILE_EVENTS
 
 from loupe_core import CUB200, LoupeError, LoupeModel, Recipe, transforms_for
 from loupe_core.cli import main
+from loupe_core.files.run_folder import RunFolder
+from loupe_lab.evidence.answers import write_table
 from loupe_lab.evidence.results import pack_right, unpack_right
+from loupe_lab.evidence.statistics import Difference
 from loupe_lab.paper import experiment, grid
 from loupe_lab.paper.arms import ARMS, AT_384, AUTHORS, BACKBONES, PAPERS, TABLES, Run, plan
 from loupe_lab.paper.experiment import COLUMNS, Setting, peaks_in_box, perform, prepared
 from loupe_lab.paper.hours import at_most, hours
+from loupe_lab.paper.machine import facts
 from loupe_lab.paper.rehearsal import CLASSES, PIXELS, rehearsed, small_backbone
-from loupe_lab.paper.table import PUBLISHED, difference, optimism, table
+from loupe_lab.paper.table import NOT_RUN, PUBLISHED, cub_table, difference, optimism, table
 
+FINISHED = dict(accuracy=0.5, images=4, right=pack_right([1, 1, 1, 1]), seconds=100.0, epochs=1, card="a card")
 CLAIMS = ledger.ledger()["claims"]
 
 
@@ -156,6 +163,18 @@ def test_a_row_says_what_an_evaluation_says_and_every_answer_is_kept(small):
     assert perform(run, small) == row  # it is read
 
 
+def test_images_are_held_once_and_a_mask_without_places_has_a_tenth_in_a_tenth(small):
+    config = dict(input_size=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=1.0)
+    test = CUB200(small.data, "test", transform=transforms_for(config, train=False))
+    x, labels, samples = experiment.spread(test, 7)
+    assert [sample.image.data_ptr() for sample in samples] == [part.data_ptr() for part in x]
+    assert torch.equal(x[3], test[int(np.linspace(0, CLASSES - 1, 7)[3])].image)
+    assert labels.tolist() == [s.label for s in samples]
+    for size in (7, 14, 28):
+        assert experiment.share_of_tenth(np.full((size, size), 0.003, np.float32)) == pytest.approx(0.1)
+    assert experiment.share_of_tenth(np.zeros((7, 7))) == 0.1 and experiment.share_of_tenth(np.eye(10)) == 1
+
+
 def test_where_masks_lie_is_a_fraction_of_ties_and_not_the_place_between_them(small):
     config = dict(input_size=(3, PIXELS, PIXELS), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     sample = CUB200(small.data, "test", transform=transforms_for(config | dict(crop_pct=1.0), train=False))[0]
@@ -228,6 +247,41 @@ def test_a_run_that_is_killed_gives_the_row_of_an_uninterrupted_one(small, tmp_p
         assert made(small.data, tmp_path / f"{share}", arm)[0] == wanted, share
 
 
+def test_the_authors_epoch_is_found_wherever_a_run_was_stopped(small, tmp_path, monkeypatch):
+    """Killed when the state of the best epoch is there and nothing after it; gone on with elsewhere."""
+    run, real, made_on = Run(PAPERS, 224, "authors loupe", 0), RunFolder.keep, dict(facts(Accelerator()), commit="one")
+    monkeypatch.setattr(experiment, "facts", lambda accelerator: made_on)
+
+    def perform_in(out, **options):
+        return perform(run, Setting(small.data, out, dict(progress=False, **options),
+                                    dict(epochs=4, batch_size=50, lr=3e-3), small.backbone, audited=20))
+
+    def same(row):
+        return {k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "commit")}
+
+    wanted = perform_in(tmp_path / "whole")
+    best = wanted["best_epoch"]
+
+    def stops(folder, model, own, epoch, better, kept=True):
+        real(folder, model, own, epoch, better, kept)
+        if epoch == best:
+            raise KeyboardInterrupt
+
+    for every in (1, 3):
+        made_on["commit"] = "one"
+        monkeypatch.setattr(RunFolder, "keep", stops)
+        with pytest.raises(KeyboardInterrupt):
+            perform_in(tmp_path / str(every), save_every=every)
+        monkeypatch.setattr(RunFolder, "keep", real)
+        kept = tmp_path / str(every) / run.name / experiment.BY_TEST
+        records = torch.load(kept, weights_only=True)
+        # on a card an epoch that is repeated has other numbers: what it had before does not count
+        torch.save([*records, dict(records[-1], epoch=best + 1, accuracy=0.999)], kept)
+        made_on["commit"] = "two"
+        row = perform_in(tmp_path / str(every), save_every=every)
+        assert same(row) == same(wanted) and row["commit"] == "one; two" and wanted["commit"] == "one", every
+
+
 def test_the_rows_of_others_stay_and_each_run_is_made_once(small, tmp_path, monkeypatch):
     calls = []
 
@@ -267,6 +321,22 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(small, tmp_path, monke
     assert [row["arm"] for row in grid.read_rows(tmp_path / "cub.csv")] == ["bare"]
 
 
+def test_the_experiment_stops_where_nothing_works_and_takes_no_smaller_set(small, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def fails(run, setting):
+        tried.append(run)
+        raise LoupeError("the hub does not answer")
+
+    monkeypatch.setattr(grid, "perform", fails)
+    with pytest.raises(LoupeError, match="3 runs one after the other could not be made"):
+        grid.reproduce(plan(), Setting(small.data, tmp_path), tmp_path / "cub.csv", tell=print)
+    assert len(tried) == 3
+    assert main(["reproduce", str(small.data), "--out", str(tmp_path)]) == 2
+    assert "found 200 classes, 400 training and 200 test photographs; expected CUB-200-2011's 200, 5994 and 5794" in (
+        capsys.readouterr().err)
+
+
 def test_a_run_on_which_another_process_works_is_passed_over(small, tmp_path):
     from filelock import FileLock
 
@@ -277,6 +347,23 @@ def test_a_run_on_which_another_process_works_is_passed_over(small, tmp_path):
         with context.Pool(1) as pool:  # a lock does not hold off its own process
             told = pool.apply(lines_of, (run, small.data, tmp_path))
     assert told == ["base-22k-1k_224_bare_0: another process works on it"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOTSUP, "none"), NotImplementedError(),
+                                   OSError(errno.EACCES, "no")])
+def test_a_disk_without_locks_stops_nothing(error, tmp_path, monkeypatch):
+    def refuses(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuses)
+    if getattr(error, "errno", None) == errno.EACCES:  # the system's own refusal, which is told
+        with pytest.raises(PermissionError), grid.locked(tmp_path / "lock"):
+            pass
+        return
+    done = []
+    with grid.locked(tmp_path / "lock", timeout=0):
+        done.append(1)
+    assert done
 
 
 def lines_of(run, data, out) -> list[str]:
@@ -291,10 +378,104 @@ def test_other_columns_and_a_broken_row_are_told(small, tmp_path):
     (tmp_path / run.name / "row.json").write_text("{")
     with pytest.raises(LoupeError, match="found no row .*; move its folder elsewhere"):
         grid.collect(tmp_path, tmp_path / "cub.csv")
-    (tmp_path / run.name / "row.json").write_text(json.dumps(dict(zip(Run._fields, run))))
-    (tmp_path / "cub.csv").write_text("backbone,pixels,arm,seed,more\nbase 22k-1k,224,loupe,0,1\n")
+    row = {name: "" for name in COLUMNS} | dict(zip(Run._fields, run)) | FINISHED
+    (tmp_path / run.name / "row.json").write_text(json.dumps(row))
+    write_table(tmp_path / "cub.csv", [row | dict(arm="loupe", more=1)])
     with pytest.raises(LoupeError, match="other columns"):
         grid.collect(tmp_path, tmp_path / "cub.csv")
+
+
+# ---- what may lie there
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda text: text[:-150], "line 3: found more or fewer values than"),  # a copy that broke off
+    (lambda text: text[:-7], "line 3: found no card"),
+    (lambda text: text.replace("loupe", "luope"), "line 3: found the run .*luope_0, which is not known here"),
+    (lambda text: text.replace(",", ";"), "line 2: found no backbone"),
+    (lambda text: text.replace("f0", "f", 1), "line 2: found"),
+    (lambda text: text.encode("utf-16"), "found no table"),
+])
+def test_a_results_file_that_is_not_whole_is_told_by_its_line(tmp_path, spoil, says):
+    file = tmp_path / "cub.csv"
+    columns = {name: "" for name in COLUMNS} | FINISHED
+    del columns["card"]
+    columns |= dict(padding=100 * "x", card="a card")  # at the end, to be cut off
+    write_table(file, [columns | dict(zip(Run._fields, Run(PAPERS, 224, arm, 0))) for arm in ("bare", "loupe")])
+    whole = file.read_text()
+    for kept in (whole, "\ufeff" + whole, whole.replace("\n", "\r\n")):  # as spreadsheets and Windows write it
+        file.write_bytes(kept.encode())
+        assert len(grid.collect(tmp_path, file)) == 2
+    spoilt = spoil(whole)
+    file.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    with pytest.raises(LoupeError, match=says):
+        grid.collect(tmp_path, file)
+
+
+def test_rows_of_a_rehearsal_never_reach_the_book(whole, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    out = str(whole[2] / "rehearsal")
+    for options in (["--show"], ["--plan"], ["--show", "--results", f"{out}/cub.csv"]):
+        assert main(["reproduce", "--out", out, *options]) == 2
+        assert "a row of 200 test images, as a rehearsal writes them; expected 5794" in capsys.readouterr().err
+    assert not list((tmp_path / "data" / "results").iterdir())
+    write_table(tmp_path / "data" / "results" / "cub.csv", whole[0])  # by hand
+    with pytest.raises(LoupeError, match="found a row of 200 test images, as a rehearsal writes them"):
+        cub_table()
+
+
+def test_a_look_at_the_table_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for options in (["--show"], ["--plan", "--arm", "bare"]):
+        assert main(["reproduce", *options]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_finished_run_left_behind_is_removed(tmp_path, monkeypatch):
+    """A kill between a row and the end of its states' removal, which are some gigabytes."""
+    run, told = Run(PAPERS, 224, "bare", 0), []
+    folder = tmp_path / run.name
+    for name in ("states/epoch-0001", ".removed-states/epoch-0000", "best"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.safetensors").write_bytes(b"123")
+    (folder / "row.json").write_text(json.dumps({n: "" for n in COLUMNS} | dict(zip(Run._fields, run)) | FINISHED))
+    assert grid.reproduce([run], Setting(tmp_path, tmp_path), tmp_path / "cub.csv", tell=told.append) and not told
+    assert {path.name for path in folder.iterdir()} == {"row.json", "lock", "best"}
+
+
+def test_on_a_disk_without_locks_a_machine_that_is_lost_leaves_no_mark(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    for _ in range(2):
+        with grid.locked(tmp_path / "lock", timeout=0), grid.locked(tmp_path / "lock", timeout=0):
+            pass
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--precision", "fp61"], "precision='fp61'"), (["--workers", "-5"], "workers=-5"),
+    (["--save-every", "0"], "--save-every 0: expected 1 or more"), (["--seeds", "0"], "--seeds 0: expected 1 or more"),
+    (["--table", "nothing"], "--table 'nothing': unknown"),
+])
+@pytest.mark.parametrize("rehearse", [[], ["--rehearse"]])
+def test_a_wrong_option_is_told_before_anything_is_fetched(tmp_path, options, says, rehearse, capsys):
+    assert main(["reproduce", str(tmp_path / "data"), "--out", str(tmp_path / "out"), *options, *rehearse]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_rehearsal_takes_the_options_of_the_machine(tmp_path, capsys):
+    assert plan(arms=["bare", "bare"], backbones=[PAPERS, PAPERS], seeds=1) == plan(arms=["bare"], seeds=1)
+    words = ["reproduce", "--rehearse", "--out", str(tmp_path), "--arm", "bare", "--seeds", "1"]
+    assert main([*words, "--precision", "no", "--workers", "1", "--save-every", "3"]) == 0
+    folder = tmp_path / "rehearsal" / "base-22k-1k_224_bare_0"
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert (recipe["precision"], recipe["workers"]) == ("no", 1)
+    assert main(["reproduce", "--rehearse", "--out", str(tmp_path), "--table", "weights", "--plan"]) == 0
+    assert "12 of 12 runs left" in capsys.readouterr().out
 
 
 # ---- the whole grid in small
@@ -325,6 +506,27 @@ def test_its_table_has_every_arm_and_the_verdicts_follow(whole, monkeypatch):
         assert verdict in ("holds", "does not hold", "not decided") and number, claim["id"]
     monkeypatch.setattr(ledger.table, "recorded", lambda: rows)
     assert f"{len(ruled)} of them:" in ledger.page() and "Not run.**" not in ledger.page()
+
+
+def test_rows_that_were_not_made_alike_are_told_and_time_is_that_of_the_same_card():
+    rows = [row | dict(precision="bf16", commit="c", torch="t", timm="t", seconds="100") for row in made_up(0.9, 0.9)]
+    assert "not all made alike" not in table(rows)
+    rows[0] |= dict(precision="fp16", card="another")
+    assert "not all made alike: card a card, another; precision bf16, fp16" in table(rows)
+    runs, done = plan(arms=["loupe", "authors loupe"], seeds=6), {grid.run_of_row(row): row for row in rows}
+    rows[0]["seconds"] = "1000"
+    left = grid.remaining(runs, done, lambda run: None, "a card")
+    assert left == "7 of 12 runs left, 1 of them, about 2 min", left  # none of the authors' protocol was timed
+    at_384 = [row | dict(pixels="384", right=pack_right(np.zeros(5794)), accuracy="0") for row in rows]
+    claim = next(claim for claim in CLAIMS if claim["id"] == "gain-base-v1")
+    assert ledger.on_cub(claim, rows) == ledger.on_cub(claim, rows + at_384)
+
+
+def test_without_a_run_the_table_says_so(tmp_path, capsys, monkeypatch):
+    assert main(["reproduce", "--show", "--out", str(tmp_path), "--results", str(tmp_path / "cub.csv")]) == 0
+    assert capsys.readouterr().out.startswith("no run is finished yet")
+    monkeypatch.setattr("loupe_lab.paper.table.recorded", lambda: [])
+    assert cub_table() == NOT_RUN and "not run here" in NOT_RUN
 
 
 def test_what_was_run_is_listed_and_shown(whole, capsys):
@@ -366,6 +568,21 @@ def test_conditions_that_do_not_exclude_each_other_are_refused():
     claim = dict(id="x", cub=dict(difference=dict(a="loupe", b="bare"), holds=["low > -100"], fails=["low > -100"]))
     with pytest.raises(ledger.LedgerError, match="x: on CUB both verdicts would stand"):
         ledger.on_cub(claim, made_up(0.9, 0.9))
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if "cub" in claim], ids=lambda claim: claim["id"])
+def test_no_interval_meets_both_conditions_of_a_rule_and_each_verdict_has_one(claim, monkeypatch):
+    """Or a page could not be built on the day that the runs are there."""
+    bounds = {float(text.split()[2]) for side in ("holds", "fails") for text in claim["cub"][side]}
+    ends = sorted({bound + step for bound in bounds for step in (-5, -0.01, 0, 0.01, 5)})
+    seen = set()
+    for low in ends:
+        for high in ends[ends.index(low):]:
+            found = Difference((low + high) / 200, (high - low) / 200), 5, 0
+            for name in ("difference", "mean"):
+                monkeypatch.setattr(ledger.table, name, lambda rows, found=found, **options: found)
+            seen.add(ledger.on_cub(claim, [])[0])
+    assert seen == {"holds", "does not hold", "not decided"}
 
 
 def test_a_claim_without_a_rule_has_no_verdict_there():

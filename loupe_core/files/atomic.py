@@ -79,12 +79,14 @@ def remove(path: Path) -> None:
 
     A folder's files are emptied first: some disks, such as Google Drive, keep for weeks what was removed, at its size.
     """
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
     old = path.with_name(f".removed-{path.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(path, old)
+    if path.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    else:
+        path.unlink(missing_ok=True)
+        if not old.is_dir():  # of a process that was killed while it removed
+            return
     for file in old.rglob("*"):
         with suppress(OSError):  # such as one that is read-only, which may be removed all the same
             if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:

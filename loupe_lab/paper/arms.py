@@ -100,6 +100,7 @@ def plan(table: str = "core", arms: Sequence[str] = (), backbones: Sequence[str]
         raise LoupeError(f"--pixels {pixels}: expected 224 or 384, for which there are pretrained weights")
     if seeds is not None and seeds < 1:
         raise LoupeError(f"--seeds {seeds}: expected 1 or more")
+    arms, backbones = list(dict.fromkeys(arms)), list(dict.fromkeys(backbones))
     every = [row for rows in TABLES.values() for row in rows]
     rows = every if table == "all" else TABLES[table]
     if arms or backbones:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -56,8 +57,18 @@ def small_backbone(run: Run) -> dict:
 
 
 @contextmanager
-def rehearsed(out: Path) -> Iterator[Setting]:
-    """A setting in which a run takes about a second; its set is gone afterwards, its runs are in `out`."""
-    with TemporaryDirectory(prefix="loupe-rehearsal-") as folder:
-        yield Setting(write_stand_in(Path(folder, "CUB_200_2011")), out, dict(progress=False),
-                      dict(epochs=1, batch_size=50, lr=1e-3), small_backbone, audited=50, attacked=20)
+def rehearsed(out: Path, changes: dict | None = None) -> Iterator[Setting]:
+    """A setting in which a run takes about a second; its set is gone afterwards, its runs are in `out`.
+
+    Args:
+        changes: Of every `Recipe`, as in `Setting`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network is slower on several
+    try:
+        with TemporaryDirectory(prefix="loupe-rehearsal-") as folder:
+            recipe = dict(epochs=1, batch_size=50, lr=1e-3) | (changes or {})
+            yield Setting(write_stand_in(Path(folder, "CUB_200_2011")), out, dict(progress=False), recipe,
+                          small_backbone, audited=50, attacked=20, images=CLASSES)
+    finally:
+        torch.set_num_threads(threads)

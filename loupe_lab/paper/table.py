@@ -8,6 +8,8 @@ from loupe_core.errors import LoupeError
 from loupe_lab.evidence.results import interval, read_results, unpack_right
 from loupe_lab.evidence.statistics import Difference, paired_difference
 from loupe_lab.paper.arms import AUTHORS, PAPERS, PAPERS_TINY
+from loupe_lab.paper.grid import fault_of
+from loupe_lab.paper.hours import TEST
 
 RESULTS = "cub"  # data/results/cub.csv
 # (backbone, arm) -> per cent on the test split, as the paper's two versions give it
@@ -17,16 +19,27 @@ NOT_RUN = "CUB at full size: not run here; `make paper` runs it on a card, and t
 
 
 def recorded() -> list[dict]:
-    """The rows of data/results/cub.csv; none where it was not run."""
+    """The rows of data/results/cub.csv; none where it was not run.
+
+    Raises:
+        LoupeError: A row is not whole, or not of CUB's test split: a rehearsal's figures mean nothing.
+    """
     try:
-        return read_results(RESULTS)
+        rows = read_results(RESULTS)
     except LoupeError:
         return []
+    for row in rows:
+        if fault := fault_of(row) or (f"a row of {row['images']} test images, as a rehearsal writes them"
+                                      if row["images"] != str(TEST) else ""):
+            raise LoupeError(f"data/results/{RESULTS}.csv: found {fault}; expected rows of `loupe reproduce` with "
+                             f"{TEST} test images: take the file elsewhere")
+    return rows
 
 
 def cub_table(arms: Sequence[str] | None = None) -> str:
     """`table` of what is recorded, or a line that nothing is."""
-    return table(recorded(), arms)
+    rows = recorded()
+    return table(rows, arms) if rows else NOT_RUN
 
 
 def arm_rows(rows: Sequence[dict], arm: str, backbone: str = PAPERS, pixels: int = 224) -> dict[str, dict]:
@@ -81,6 +94,17 @@ def optimism(rows: Sequence[dict], backbone: str = PAPERS) -> dict[str, float]:
     return found
 
 
+def unlike(rows: Sequence[dict]) -> list[str]:
+    """A line on what differs between rows that are compared; none where all were made alike. Of the authors' protocol,
+    which is fp32, the precision does not count."""
+    found = {}
+    for name in ("card", "precision", "commit", "torch", "timm"):
+        values = {row.get(name, "") for row in rows if name != "precision" or row["arm"] not in AUTHORS}
+        if len(values) > 1:
+            found[name] = f"{name} {', '.join(sorted(values))}"
+    return [f"not all made alike: {'; '.join(found.values())}"] if found else []
+
+
 def table(rows: Sequence[dict], arms: Sequence[str] | None = None, published: bool = True) -> str:
     """Lines of text: for each backbone and arm the mean accuracy over the seeds with its interval, the difference to
     the bare backbone with that of `paired_difference`, and the published figures of both versions.
@@ -91,9 +115,9 @@ def table(rows: Sequence[dict], arms: Sequence[str] | None = None, published: bo
         published: With the paper's own figures.
     """
     if not rows:
-        return NOT_RUN
+        return "no run is finished yet"
     cards = ", ".join(sorted({row["card"] for row in rows}))
-    lines = [f"{len(rows)} runs on {cards}; intervals at 95 %",
+    lines = [f"{len(rows)} runs on {cards}; intervals at 95 %", *unlike(rows),
              "backbone     px   arm            seeds  accuracy, %             minus bare, points        "
              + ("paper (v1, v2)" if published else "")]
     for backbone, pixels, arm in dict.fromkeys((row["backbone"], row["pixels"], row["arm"]) for row in rows):

@@ -172,7 +172,17 @@ def on_cub(claim: dict, rows: list[dict]) -> tuple[str, str]:
     sign, unit = ("", " %") if kind == "mean" else ("+", " points")
     of = f"{seeds} seeds" + (f" x {images} photographs" if images else "")
     low, middle, high = (f"{values[name]:{sign}.2f}" for name in ("low", "mean", "high"))
-    return verdict, f"{middle}{unit} ({low} to {high}; {of})"
+    return verdict, f"{of_what(kind, **options)}: {middle}{unit} ({low} to {high}; {of})"
+
+
+def of_what(kind: str, column: str = "", backbone: str = "", **options: str) -> str:
+    """In words, what the number of a rule for CUB is of."""
+    column, minus = (name.replace("_", " ") for name in (column, options.get("minus", "")))
+    if kind == "difference":
+        what = f"{options['a']} minus {options['b']}" + (", under attack" if "attacked" in column else "")
+    else:
+        what = f"{options['arm']}, {column}" + (f" minus {minus}" if minus else "")
+    return what + (f", {backbone}" if backbone else "")
 
 
 def page() -> str:
