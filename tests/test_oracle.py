@@ -1,7 +1,9 @@
 """Masks and crops that are given the answer lie where it is, after every crop and mirror."""
 
+import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
 
-from loupe_core import CUB200, LoupeError, LoupeModel, Recipe, Trainer, transforms_for
+from loupe_core import CUB200, LoupeError, LoupeModel, PhotoFolder, Recipe, Trainer, transforms_for
 from loupe_core.geometry import EvalTransform, TrainTransform
 from loupe_core.samples import Sample, collate
 from loupe_lab.evidence import oracle
@@ -218,6 +220,18 @@ def test_wings_are_found_by_threshold_and_ruler_ball_and_chart_are_not(ground):
     told = oracle.Painted(EvalTransform(SIDE, MEAN, STD, crop_pct=1.0), oracle.on_wings)(sample)
     there = adaptive_avg_pool2d(torch.from_numpy(truth.astype(np.float32))[None], SIDE)
     assert (told.image[3] - there).abs().mean() < 0.02
+
+
+def test_the_wings_of_genuine_specimens_are_darker_than_their_backdrop_and_of_a_wings_size():
+    root = os.environ.get("LOUPE_PHOTOGRAPHS")
+    if not root or not (Path(root) / "heliconius").is_dir():
+        pytest.skip("LOUPE_PHOTOGRAPHS is not set to a folder that holds heliconius")
+    data = PhotoFolder(Path(root) / "heliconius", "test")
+    pictures = [np.asarray(data.image(i)) for i in range(0, len(data), 20)]
+    found = [oracle.wings(pixels) for pixels in pictures]
+    assert all(pixels[wings].mean() < pixels[~wings].mean() for pixels, wings in zip(pictures, found))
+    shares = [wings.mean() for wings in found]
+    assert 0.03 < min(shares) and max(shares) < 0.6 and 0.1 < np.median(shares) < 0.3
 
 
 def test_a_picture_without_wings_is_left_whole():
