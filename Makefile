@@ -51,7 +51,8 @@ environments: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python scripts/record/record_results.py $(GRID)
 
-# ARM, BACKBONE, SEEDS and PART narrow it; OPTIONS are any others of `loupe reproduce`. It asks the model hub.
+# TABLE, ARM, BACKBONE, SEEDS and PART narrow it, as in ARM="bare 'lambda 0'"; OPTIONS are any others of `loupe reproduce`.
+# It asks the model hub.
 paper: export HF_HUB_OFFLINE = 0
 paper: $(INSTALLED)
 	$(BIN)/loupe reproduce data $(if $(TABLE),--table $(TABLE)) $(if $(ARM),--arm $(ARM)) \

@@ -5,7 +5,8 @@
 The same photographs, random resized crop, mirror, RandAugment where named, and normalisation; 224 and 448 px; without
 workers and with two; one thread each. "cold" empties the cache of decoded pixels before every pass, "warm" reads from
 it. Prints the parts of a sample in ms, medians of passes that take turns, the ratio of medians (least and largest of
-one round), peak memory, and how far pixels differ for the same random draws. Writes data/results/bench_loader.json.
+one round), peak memory, how far pixels differ for the same random draws, and the share of its time that a card would
+wait for two workers. Writes data/results/bench_loader.json.
 
 Photographs: some of LOUPE_CUB_ROOT where it is set, else drawn ones, 500 x 375 and about as many bytes as CUB's.
 """
@@ -142,6 +143,30 @@ def measure_parts(folder: Path, size: int) -> dict:
     return {"size": size} | {name: round(value, 3) for name, value in spent.items()}
 
 
+def measure_wait(folder: Path, step: float, raw: bool, workers: int, batches: int) -> dict:
+    """The share of its time that a card would wait for `batches` batches, photographs in the cache, RandAugment.
+
+    The card is a stand-in: a step keeps this process's core busy for `step` seconds, as launching kernels does. The
+    workers have what is left of the cores. One batch is waited for before the clock begins.
+    """
+    loader = our_loader(folder, 224, RANDAUGMENT, 0)
+    read_all(loader)  # fills the cache
+    loader.dataset.transform.raw = raw
+    order = [i % len(loader.dataset) for i in range(BATCH * (batches + 1))]
+    fed = iter(DataLoader(loader.dataset, BATCH, sampler=order, num_workers=workers, collate_fn=collate))
+    next(fed)
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(batches):
+        asked = time.perf_counter()
+        next(fed)
+        waited += time.perf_counter() - asked
+        until = time.perf_counter() + step
+        while time.perf_counter() < until:
+            pass
+    return dict(step_ms=1000 * step, asked_images_s=BATCH / step, images="8 bit" if raw else "float32", workers=workers,
+                waited=waited / (time.perf_counter() - began))
+
+
 def differences(paths: list[str], size: int, randaugment: str | None, seed: int = 0) -> dict:
     """|ours - theirs| in 8-bit levels, from files, with the same crop, mirror and RandAugment draws."""
     theirs, ours = their_transform(size, randaugment), our_transform(size, randaugment)
@@ -183,6 +208,9 @@ def measure(quick: bool) -> dict:
         table["parts_ms"] = [measure_parts(folder, size) for size in sizes]
         table["speed"] = [measure_speed(folder, size, randaugment, workers, rounds) for size in sizes
                           for randaugment in (RANDAUGMENT, None) for workers in (0, 2)]
+        # Swin-Base and Swin-Tiny on an A100, by the counts of benchmarks/launches.py
+        table["wait"] = [measure_wait(folder, step, raw, 2, 10 if quick else 200)
+                         for step in (0.0315, 0.0158) for raw in (False, True)]
         table["memory"] = [dict(loader=name, size=sizes[-1], passes=epochs, peak_mib=round(
             peak_memory(passes, make, folder, sizes[-1], RANDAUGMENT, epochs) / 2**20))
             for name, make, epochs in (("theirs", their_loader, 1), ("ours", our_loader, 1), ("ours", our_loader, 2))]

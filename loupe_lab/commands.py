@@ -237,7 +237,7 @@ def reproduce(args: Arguments) -> None:
     from loupe_core.files.download import download_cub
     from loupe_core.start.devices import best_device
     from loupe_lab.paper import arms, grid
-    from loupe_lab.paper.experiment import Setting
+    from loupe_lab.paper.experiment import Setting, check_complete
     from loupe_lab.paper.hours import at_most, hours
     from loupe_lab.paper.machine import card, check_alone
     from loupe_lab.paper.rehearsal import SEEDS, rehearsed
@@ -270,7 +270,9 @@ def reproduce(args: Arguments) -> None:
     else:
         changes = {name: value for name, value in vars(args).items()
                    if name in ("precision", "workers", "compile") and value is not None}
-        setting = Setting(download_cub(args.data), out, dict(save_every=args.save_every), changes,
+        root = download_cub(args.data)
+        check_complete(root)
+        setting = Setting(root, out, dict(save_every=args.save_every), changes,
                           keep_weights=not args.no_weights)
         here = card(best_device())
         rows = grid.reproduce(runs, setting, results, args.part, expected=lambda run: at_most(run, here))

@@ -12,8 +12,6 @@ import nbformat
 import pytest
 import torch
 
-from loupe_core.start.devices import device_of
-
 CHAPTERS = sorted((Path(__file__).resolve().parents[1] / "book").glob("[0-9]*.ipynb"))
 TRAIN = {"02_spatial_vs_channel", "05_training_on_cub", "11_beyond_birds"}
 
@@ -31,6 +29,5 @@ def test_a_chapter_mixes_no_devices(path, monkeypatch):
             if cell.cell_type == "code":
                 exec(compile(cell.source, f"{path.stem}, {cell.id}", "exec"), namespace)
         if path.stem in TRAIN:
-            trained = namespace["trainer"] if "trainer" in namespace else namespace["trainers"]["loupe"]
-            assert device_of(trained.model).type == "cuda"
+            assert namespace["trainer"].accelerator.device.type == "cuda"
     torch.set_num_threads(threads)

@@ -167,3 +167,13 @@ def test_a_wrong_argument_is_named_in_one_line(build, found):
         build()
     message = str(caught.value)
     assert found in message and "expected" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float16, -17.33), (torch.bfloat16, -88.0), (torch.float32, -88.0)])
+def test_an_exact_zero_is_a_matter_of_precision(dtype, least):
+    loupe = Loupe(4).to(dtype)
+    with torch.no_grad():
+        loupe.conv1x1.weight.zero_()
+        for above, bias in ((True, least + 0.3), (False, min(least - 0.3, 2 * least if least < -80 else 0))):
+            loupe.conv1x1.bias.fill_(bias)
+            assert bool((loupe(torch.ones(1, 4, 2, 2, dtype=dtype)) > 0).all()) is above, bias

@@ -179,6 +179,8 @@ def test_the_benchmark_runs_and_says_where_its_figures_come_from(tmp_path, capsy
     assert [(row["augment"], row["workers"]) for row in table["speed"]] == [
         ("RandAugment", 0), ("RandAugment", 2), ("crop, mirror", 0), ("crop, mirror", 2)]
     assert all(row["warm_least"] <= row["warm_ratio"] <= row["warm_largest"] for row in table["speed"])
+    assert [row["images"] for row in table["wait"]] == ["float32", "8 bit"] * 2
+    assert all(0 <= row["waited"] < 1 for row in table["wait"])
     assert table["cache"]["bytes_an_image"] <= 3 * table["cache"]["pixels_an_image"] + 8192
     assert table["provenance"]["processor"] and table["provenance"]["versions"]["pillow"]
     assert "warm_ratio" in capsys.readouterr().out

@@ -29,7 +29,7 @@ from loupe_lab.paper.arms import ARMS, AT_384, AUTHORS, BACKBONES, PAPERS, TABLE
 from loupe_lab.paper.experiment import COLUMNS, Setting, peaks_in_box, perform, prepared
 from loupe_lab.paper.hours import at_most, hours
 from loupe_lab.paper.rehearsal import CLASSES, PIXELS, rehearsed, small_backbone
-from loupe_lab.paper.table import PUBLISHED, difference, optimism, table
+from loupe_lab.paper.table import NOT_RUN, PUBLISHED, cub_table, difference, optimism, table
 
 CLAIMS = ledger.ledger()["claims"]
 
@@ -267,6 +267,22 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(small, tmp_path, monke
     assert [row["arm"] for row in grid.read_rows(tmp_path / "cub.csv")] == ["bare"]
 
 
+def test_the_experiment_stops_where_nothing_works_and_takes_no_smaller_set(small, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def fails(run, setting):
+        tried.append(run)
+        raise LoupeError("the hub does not answer")
+
+    monkeypatch.setattr(grid, "perform", fails)
+    with pytest.raises(LoupeError, match="3 runs one after the other could not be made"):
+        grid.reproduce(plan(), Setting(small.data, tmp_path), tmp_path / "cub.csv", tell=print)
+    assert len(tried) == 3
+    assert main(["reproduce", str(small.data), "--out", str(tmp_path)]) == 2
+    assert "found 200 classes, 400 training and 200 test photographs; expected CUB-200-2011's 200, 5994 and 5794" in (
+        capsys.readouterr().err)
+
+
 def test_a_run_on_which_another_process_works_is_passed_over(small, tmp_path):
     from filelock import FileLock
 
@@ -325,6 +341,13 @@ def test_its_table_has_every_arm_and_the_verdicts_follow(whole, monkeypatch):
         assert verdict in ("holds", "does not hold", "not decided") and number, claim["id"]
     monkeypatch.setattr(ledger.table, "recorded", lambda: rows)
     assert f"{len(ruled)} of them:" in ledger.page() and "Not run.**" not in ledger.page()
+
+
+def test_without_a_run_the_table_says_so(tmp_path, capsys, monkeypatch):
+    assert main(["reproduce", "--show", "--out", str(tmp_path), "--results", str(tmp_path / "cub.csv")]) == 0
+    assert capsys.readouterr().out.startswith("no run is finished yet")
+    monkeypatch.setattr("loupe_lab.paper.table.recorded", lambda: [])
+    assert cub_table() == NOT_RUN and "not run here" in NOT_RUN
 
 
 def test_what_was_run_is_listed_and_shown(whole, capsys):

@@ -124,7 +124,7 @@ class RunFolder:
             LoupeError: The model, the images or the recipe differ; the line says in what.
         """
         for name, value in vars(recipe).items():
-            if name != "workers" and getattr(there, name) != value:
+            if name not in ("workers", "compile") and getattr(there, name) != value:
                 raise LoupeError(f"resume: {self.path / 'recipe.json'} has {name}={getattr(there, name)!r}, the recipe "
                                  f"now has {value!r}; expected the same: resume with the old value or use a new folder")
         try:

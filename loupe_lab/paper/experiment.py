@@ -27,6 +27,7 @@ from loupe_lab.evidence.masks import centre_gaussian
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.evidence.robustness import as_pixels, attack, logits_of
 from loupe_lab.paper.arms import AT_384, AUTHORS_DATA, BACKBONES, MEASURED, Run
+from loupe_lab.paper.hours import TEST, TRAIN, VAL
 from loupe_lab.paper.machine import facts
 
 BY_TEST = "best_by_test.pt"  # what the test split answers after the epoch that it has chosen so far
@@ -60,6 +61,15 @@ class Setting:
     audited: int = 1000
     attacked: int = 500
     keep_weights: bool = True
+
+
+def check_complete(root: Path) -> None:
+    """Raises LoupeError where a folder's set is not all of CUB-200-2011, whose name the rows bear."""
+    train, test = (CUB200(root, split, val_fraction=0) for split in ("train", "test"))
+    found, wanted = (len(train.class_names), len(train), len(test)), (200, TRAIN + VAL, TEST)
+    if found != wanted:
+        raise LoupeError("{}: found {} classes, {} training and {} test photographs; expected CUB-200-2011's {}, {} "
+                         "and {}: give another folder".format(train.root, *found, *wanted))
 
 
 def row_of(run: Run, out: Path) -> dict | None:

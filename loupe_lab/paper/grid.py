@@ -17,6 +17,7 @@ from loupe_lab.evidence.answers import write_table
 from loupe_lab.paper.arms import ARMS, AUTHORS, BACKBONES, Run
 from loupe_lab.paper.experiment import Setting, perform
 
+IN_A_ROW = 3  # so many runs that fail one after the other have something in common
 AROUND = 1.15  # a run takes so many times its training: evaluation, audit, attack
 
 
@@ -78,10 +79,10 @@ def reproduce(runs: Sequence[Run], setting: Setting, results: Path, part: tuple[
         tell: Called with a line on every run, and on the time left.
 
     Raises:
-        LoupeError: Some runs could not be made; all others were.
+        LoupeError: Some runs could not be made; all others were, unless `IN_A_ROW` failed one after the other.
     """
     which, parts = part
-    mine, failed = list(runs)[which - 1 :: parts], []
+    mine, failed, in_a_row = list(runs)[which - 1 :: parts], [], 0
     for run in mine:
         done = collect(setting.out, results)
         if run in done:
@@ -94,11 +95,15 @@ def reproduce(runs: Sequence[Run], setting: Setting, results: Path, part: tuple[
                 row = perform(run, setting)
                 tell(f"{run.name}: {row['accuracy']:.2%} of {row['images']} test images, {row['epochs']} epochs, "
                      f"{_duration(time.perf_counter() - began)}")
+                in_a_row = 0
         except Timeout:
             tell(f"{run.name}: another process works on it")
         except LoupeError as error:
             failed.append(run.name)
             tell(f"{run.name}: not made: {error}")
+            if (in_a_row := in_a_row + 1) == IN_A_ROW:
+                raise LoupeError(f"{IN_A_ROW} runs one after the other could not be made, the lines above say why; "
+                                 "mend it, and the same command goes on") from error
     done = collect(setting.out, results)
     if failed:
         raise LoupeError(f"{len(failed)} of {len(mine)} runs could not be made, the lines above say why: "

@@ -26,7 +26,8 @@ def recorded() -> list[dict]:
 
 def cub_table(arms: Sequence[str] | None = None) -> str:
     """`table` of what is recorded, or a line that nothing is."""
-    return table(recorded(), arms)
+    rows = recorded()
+    return table(rows, arms) if rows else NOT_RUN
 
 
 def arm_rows(rows: Sequence[dict], arm: str, backbone: str = PAPERS, pixels: int = 224) -> dict[str, dict]:
@@ -91,7 +92,7 @@ def table(rows: Sequence[dict], arms: Sequence[str] | None = None, published: bo
         published: With the paper's own figures.
     """
     if not rows:
-        return NOT_RUN
+        return "no run is finished yet"
     cards = ", ".join(sorted({row["card"] for row in rows}))
     lines = [f"{len(rows)} runs on {cards}; intervals at 95 %",
              "backbone     px   arm            seeds  accuracy, %             minus bare, points        "
@@ -102,7 +103,9 @@ def table(rows: Sequence[dict], arms: Sequence[str] | None = None, published: bo
         of_arm = arm_rows(rows, arm, backbone, int(pixels))
         values = [100 * float(row["accuracy"]) for row in of_arm.values()]
         mean, half = interval(values) if len(values) > 1 else (values[0], None)
-        accuracy = f"{mean:.2f}" + ("" if half is None else f" ({mean - half:.2f} to {min(mean + half, 100):.2f})")
+        accuracy = f"{mean:.2f}"
+        if half is not None:
+            accuracy += f" ({max(mean - half, 0):.2f} to {min(mean + half, 100):.2f})"
         base = "authors bare" if arm in AUTHORS else "bare"
         found = None if arm == base else difference(rows, arm, base, backbone, pixels=int(pixels))
         gain = "" if found is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(

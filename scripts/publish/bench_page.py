@@ -61,9 +61,15 @@ def training() -> str:
 
 
 def loader() -> str:
-    rows = [spread(row, "warm_least", "warm_largest") for row in read("loader").get("speed", [])]
-    return table(rows, dict(augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, img/s",
-                            cold_images_s="cold", warm_images_s="warm", warm_ratio="ratio, warm", span="single rounds"))
+    found = read("loader")
+    rows = [spread(row, "warm_least", "warm_largest") for row in found.get("speed", [])]
+    waits = [row | dict(waited=f"{row['waited']:.0%}") for row in found.get("wait", [])]
+    columns = dict(augment="augmentation", size="pixels", workers="workers", theirs_images_s="theirs, img/s",
+                   cold_images_s="cold", warm_images_s="warm", warm_ratio="ratio, warm", span="single rounds")
+    return (table(rows, columns)
+            + "\nThe share of its time that a card would wait for two workers, on this machine's cores:\n\n"
+            + table(waits, dict(asked_images_s="a card's images/s", images="images travel as", workers="workers",
+                                waited="waits")))
 
 
 def explanations() -> str:
@@ -96,11 +102,11 @@ def hours() -> str:
     rows = [row | {k: f"{row[k]:.0f}" for k in ("host_ms", "device_ms", "images_s")}
             | dict(hours=f"{row['hours']:.2f}", model=row["model"].split("_patch")[0]) for row in found["hours"]]
     sums = "; ".join(f"{row['card']}: **{row['hours']:.1f} hours**" for row in found["sums"])
-    assumed = ("{launch:.0f} microseconds of the processor for an operation that launches a kernel and {view:.0f} for one "
-               "that does not; {utilisation:.0f} % of the peak in 16 bit, {plain:.0f} % in fp32 without tensor cores; "
-               "{reached:.0f} % of the bandwidth; {wait:.0f} % of the time for the wait for data").format(**given)
+    assumed = ("{launch:.0f} microseconds of the processor for an operation that launches a kernel and {view:.0f} "
+               "for one that does not; {utilisation:.0f} % of the peak in 16 bit, {plain:.0f} % in fp32 without "
+               "tensor cores; {reached:.0f} % of the bandwidth; {wait:.0f} % of the time for the wait for data")
     return (f"All {found['sums'][0]['runs']} trainings, with all their epochs: {sums}.\n\n{table(rows, columns)}\n"
-            f"An estimate, **not run here**. Assumed: {assumed}. Peaks and bandwidths: "
+            f"An estimate, **not run here**. Assumed: {assumed.format(**given)}. Peaks and bandwidths: "
             f"{'; '.join(found['sources'].values())}.\n")
 
 
