@@ -33,6 +33,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loupe_core.start.on_card import _constants
+
 CUDA = torch.device("cuda", 0)
 ACROSS = {"copy_", "_foreach_copy_"}  # operations that may have tensors of both
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
@@ -316,6 +318,7 @@ def card(bf16: bool = True) -> Iterator[torch.device]:
         _forget_devices()
         stack.callback(_forget_devices)
         stack.callback(_held.clear)
+        stack.callback(_constants.cache_clear)  # its tensors would be taken for the next card's
         stack.callback(_generators.clear)
         _state["rng"] = torch.Generator().manual_seed(0).get_state()
         stack.enter_context(_Watch())
