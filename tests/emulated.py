@@ -33,8 +33,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loupe_core.start.on_card import _constants
-
 CUDA = torch.device("cuda", 0)
 ACROSS = {"copy_", "_foreach_copy_"}  # operations that may have tensors of both
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
@@ -44,7 +42,9 @@ scalar_tensor tensor tril_indices triu_indices zeros hann_window hamming_window 
 randint_like randn_like zeros_like""".split()
 METHODS = "new_empty new_full new_ones new_zeros".split()
 
-_held: dict[int, StorageWeakRef] = {}  # what lies on the card; the weak reference keeps the address from being reused
+# What lies on the card, of one that ended too: a cache may keep it for the next. The weak reference keeps the address
+# from being reused.
+_held: dict[int, StorageWeakRef] = {}
 _generators: dict[int, torch._C.Generator] = {}  # those of the card
 _state = {"rng": torch.Generator().manual_seed(0).get_state()}  # of the card's random numbers
 
@@ -317,8 +317,6 @@ def card(bf16: bool = True) -> Iterator[torch.device]:
         stack.callback(lambda: registry.__setitem__(slice(None), kept))
         _forget_devices()
         stack.callback(_forget_devices)
-        stack.callback(_held.clear)
-        stack.callback(_constants.cache_clear)  # its tensors would be taken for the next card's
         stack.callback(_generators.clear)
         _state["rng"] = torch.Generator().manual_seed(0).get_state()
         stack.enter_context(_Watch())

@@ -98,6 +98,14 @@ def test_the_mask_of_parts_peaks_on_those_that_are_seen_after_crops_and_mirrors(
     assert oracle.on_parts(replace(sample, parts=torch.zeros(15, 3)), np.arange(9.0), np.arange(9.0)).max() == 0
 
 
+def test_the_placebo_is_as_large_as_a_box_and_the_same_for_every_photograph():
+    transform = EvalTransform(SIDE, MEAN, STD, crop_pct=1.0)
+    one, other = (oracle.Painted(transform, oracle.in_centre, 0.3)(photograph(box, (150, 150))).image[3]
+                  for box in ((0, 0, 20, 20), (60, 45, 70, 50)))
+    assert torch.equal(one, other) and (one == 1).float().mean() == pytest.approx(0.36, abs=0.03)
+    torch.testing.assert_close(one, one.flip(0, 1))
+
+
 def test_a_photograph_without_the_annotation_is_refused():
     at = np.arange(4.0)
     with pytest.raises(LoupeError, match=r"a.jpg: found no parts, expected a set with the folder parts/"):

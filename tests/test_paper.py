@@ -4,6 +4,7 @@ The whole grid runs in small, see `loupe_lab.paper.rehearsal`.
 """
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -293,6 +294,23 @@ def test_a_run_on_which_another_process_works_is_passed_over(small, tmp_path):
         with context.Pool(1) as pool:  # a lock does not hold off its own process
             told = pool.apply(lines_of, (run, small.data, tmp_path))
     assert told == ["base-22k-1k_224_bare_0: another process works on it"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOTSUP, "none"), NotImplementedError(),
+                                   OSError(errno.EACCES, "no")])
+def test_a_disk_without_locks_stops_nothing(error, tmp_path, monkeypatch):
+    def refuses(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuses)
+    if getattr(error, "errno", None) == errno.EACCES:  # the system's own refusal, which is told
+        with pytest.raises(PermissionError), grid.locked(tmp_path / "lock"):
+            pass
+        return
+    done = []
+    with grid.locked(tmp_path / "lock", timeout=0):
+        done.append(1)
+    assert done
 
 
 def lines_of(run, data, out) -> list[str]:

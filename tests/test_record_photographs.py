@@ -106,7 +106,7 @@ def test_an_arm_begins_as_it_says(arm, mask, tiny):
 def test_the_gates_of_an_arm_and_its_seed_begin_alike(tiny):
     names = [f"species {k}" for k in range(10)]
     one, other = (grids.build("lite0", 64, arm, 3, names).gates["stage2"].state_dict() for arm in
-                  ("multiply", "multiply, lambda 5"))
+                  ("residual", "residual, lambda 5"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -129,9 +129,9 @@ def test_without_photographs_the_recorder_names_the_folder_that_is_missing(grid,
 
 
 def test_the_first_rows_are_those_that_matter_most():
-    first = record_results.GRIDS["cub10_lite0"][1][:30]
-    assert {row["arm"] for row in first} == {"bare", "multiply", "residual", "constant", "oracle box", "oracle crop"}
-    assert [row["seed"] for row in first] == [seed for seed in range(5) for _ in range(6)]
+    first = record_results.GRIDS["cub10_lite0"][1][:35]
+    assert {row["arm"] for row in first} == {*grids.GATES, "oracle box", "oracle crop"}
+    assert [row["seed"] for row in first] == [seed for seed in range(5) for _ in range(7)]
     for name in ("cub10_lite0", "other_photographs", "cub10_vit_s", "cub10_few"):
         choices = record_results.GRIDS[name][1]
         assert len({tuple(choice.items()) for choice in choices}) == len(choices)

@@ -5,9 +5,11 @@ for machines whose disks know no locks.
 """
 
 import csv
+import errno
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,6 +20,7 @@ from loupe_lab.paper.arms import ARMS, AUTHORS, BACKBONES, Run
 from loupe_lab.paper.experiment import Setting, perform
 
 IN_A_ROW = 3  # so many runs that fail one after the other have something in common
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 AROUND = 1.15  # a run takes so many times its training: evaluation, audit, attack
 
 
@@ -34,6 +37,27 @@ def run_of_row(row: dict) -> Run:
     return Run(row["backbone"], int(row["pixels"]), row["arm"], int(row["seed"]))
 
 
+@contextmanager
+def locked(file: Path, timeout: float = -1) -> Iterator[None]:
+    """Holds a lock. On a disk that knows no locks, as some network disks are, nothing is: `part` keeps processes apart.
+
+    Raises:
+        filelock.Timeout: Another process holds it for longer than `timeout` seconds.
+    """
+    lock = FileLock(file, timeout=timeout)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as e:
+        if isinstance(e, Timeout) or getattr(e, "errno", None) not in (None, *_NO_LOCKS):
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def collect(out: Path, results: Path) -> dict[Run, dict]:
     """Brings the rows of all finished runs in `out` into the results file, and returns all that stand there.
 
@@ -43,7 +67,7 @@ def collect(out: Path, results: Path) -> dict[Run, dict]:
         LoupeError: The results file has other columns, or a run's row cannot be read.
     """
     results.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(results.with_suffix(".lock")):
+    with locked(results.with_suffix(".lock")):
         found = {run_of_row(row): row for row in read_rows(results)}
         for file in sorted(out.glob("*/row.json")):
             try:
@@ -89,7 +113,7 @@ def reproduce(runs: Sequence[Run], setting: Setting, results: Path, part: tuple[
             continue
         (setting.out / run.name).mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(setting.out / run.name / "lock", timeout=0):
+            with locked(setting.out / run.name / "lock", timeout=0):
                 tell(f"{run.name}: begins; {remaining(mine, done, expected)}")
                 began = time.perf_counter()
                 row = perform(run, setting)

@@ -32,7 +32,7 @@ from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.datasets import open_set
 from loupe_core.files.atomic import replaced
 from loupe_lab.evidence.baselines import control
-from loupe_lab.evidence.oracle import Cut, Painted, Told, in_box, on_parts, on_wings, tell, wings_box
+from loupe_lab.evidence.oracle import Cut, Painted, Told, in_box, in_centre, on_parts, on_wings, tell, wings_box
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.paper.arms import ARMS
 
@@ -45,22 +45,28 @@ KEEP = {"cub10": {"lite0": range(5), "vit_s": range(1)}, "heliconius": {"lite0":
 
 # An arm changes the model (`model`), its mask (`control`; `bias` of the last convolution; `mask`: region, and value
 # outside), the recipe, or the photographs (`cut`). Those that name no form multiply, as the paper's gate does.
-_FORMS = {"multiply": ARMS["loupe"], "residual": ARMS["residual"]}
+#
+# The paper's start, M near 0.5, halves the features, which the kept statistics of Lite0's BatchNorm do not expect: on
+# cub10's validation photographs the probe falls from 0.88 to 0.25, with another seed from 0.83 to 0.77. So the gates to
+# be compared with controls are those that begin as the identity, "residual" and "near one", and most controls have the
+# form "residual"; "multiply" and its constant mask stay, as the paper has them.
 CHANGES: dict[str, dict] = {
     "bare": ARMS["bare"],
-    **_FORMS,
-    **{arm: ARMS[arm] for arm in ("mix", "constant", "random", "centre", "cbam")},
-    "residual, constant": ARMS["residual"] | ARMS["constant"],
+    "multiply": ARMS["loupe"],
     "near one": dict(bias=4.0),  # M is 0.98 at the start
+    "residual": ARMS["residual"],
+    "mix": ARMS["mix"],
+    "multiply, constant": ARMS["constant"],
+    **{f"residual, {kind}": ARMS["residual"] | ARMS[kind] for kind in ("constant", "random", "cbam")},
+    **{f"residual, lambda {lam:g}": ARMS["residual"] | dict(recipe=dict(lam=lam)) for lam in (0, 0.5, 5)},
+    **{f"multiply, {site}": ARMS[site] for site in ("stage1", "stage3")},
     "oracle box": dict(mask=(in_box, 0.3)),
     "oracle box, 0 outside": dict(mask=(in_box, 0.0)),
     "oracle parts": dict(mask=(on_parts, 0.3)),
     "oracle wings": dict(mask=(on_wings, 0.3)),
+    "centre box": dict(mask=(in_centre, 0.3)),  # the oracle's placebo
     "oracle crop": ARMS["bare"] | dict(cut=Cut),
     "oracle crop to the wings": ARMS["bare"] | dict(cut=partial(Cut, box=wings_box)),
-    **{f"{form}, lambda {lam:g}": change | dict(recipe=dict(lam=lam))
-       for form, change in _FORMS.items() for lam in (0, 0.5, 5)},
-    **{f"multiply, {site}": ARMS[site] for site in ("stage1", "stage3")},
 }
 
 
@@ -184,19 +190,19 @@ def rows(photographs: str, arms: list[str], seeds: int, backbone: str = "lite0",
                  seed=seed) for seed in range(seeds) for arm in arms]
 
 
-GATES = ["bare", "multiply", "residual", "constant"]
+GATES = ["bare", "residual", "residual, constant", "near one", "multiply"]
 GRIDS = {
     "cub10_lite0": (photograph, [
-        *rows("cub10", ["bare", "multiply", "residual", "oracle box", "oracle crop", "constant"], 5),
-        *rows("cub10", ["oracle box, 0 outside", "oracle parts", "near one", "mix", "random", "centre", "cbam",
-                        *(f"{form}, lambda {lam}" for lam in ("0.5", "0", "5") for form in _FORMS),
-                        "residual, constant"], 5)]),
-    "other_photographs": (photograph, [
-        *rows("heliconius", [*GATES, "oracle wings", "oracle crop to the wings"], 3),
-        *rows("flowers17", GATES, 3, pixels=160), *rows("brain_mri", GATES, 3, pixels=160)]),
+        *rows("cub10", [*GATES, "oracle box", "oracle crop"], 5),
+        *rows("cub10", ["oracle box, 0 outside", "oracle parts", "centre box", "residual, lambda 0.5",
+                        "residual, lambda 0", "residual, lambda 5", "residual, random", "residual, cbam", "mix",
+                        "multiply, constant"], 5)]),
     "cub10_vit_s": (photograph, rows("cub10", [
         "bare", "multiply", "residual", "oracle box", "oracle crop", "oracle box, 0 outside", "multiply, stage1",
         "multiply, stage3"], 3, "vit_s")),
+    "other_photographs": (photograph, [
+        *rows("heliconius", [*GATES, "oracle wings", "oracle crop to the wings"], 3),
+        *rows("flowers17", GATES, 3, pixels=160), *rows("brain_mri", GATES, 3, pixels=160)]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
-        "cub10", [*GATES, "multiply, lambda 0.5", "residual, lambda 0.5"], 5, images=images)]),
+        "cub10", [*GATES, "residual, lambda 0.5"], 5, images=images)]),
 }
