@@ -31,6 +31,7 @@ def tiny(tmp_path_factory):
         patch.setenv("LOUPE_PHOTOGRAPHS", str(write_folder(folder / "sets" / "heliconius", per_class=4).parent))
         patch.setattr(runs, "KEPT", folder / "kept")
         patch.setattr(grids, "Recipe", QuickRecipe)
+        patch.setattr("loupe_core.start.probe.STRENGTHS", (0.1,))  # of four
         patch.setattr(grids, "lite0", partial(timm.create_model, "test_efficientnet"))
         patch.setitem(grids.BACKBONES, "vit_s", lambda pixels: timm.create_model("test_vit", img_size=pixels))
         yield folder
