@@ -55,7 +55,7 @@ results: $(INSTALLED)
 # It asks the model hub.
 paper: export HF_HUB_OFFLINE = 0
 paper: $(INSTALLED)
-	$(BIN)/loupe reproduce data $(if $(TABLE),--table $(TABLE)) $(if $(ARM),--arm $(ARM)) \
+	$(BIN)/loupe reproduce $(if $(TABLE),--table $(TABLE)) $(if $(ARM),--arm $(ARM)) \
 		$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PART),--part $(PART)) $(OPTIONS)
 
 bench: $(INSTALLED)

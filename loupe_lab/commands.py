@@ -346,8 +346,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
 
     p = command(reproduce, REPRODUCE)
     p.usage = "loupe reproduce [FOLDER] [--table TABLE] [--out FOLDER] [options]"
-    p.add_argument("data", type=Path, nargs="?", default=Path("data"), help="folder of CUB-200-2011, which is fetched "
-                   "(1.15 GB) where it is not there")
+    p.add_argument("data", type=Path, nargs="?", default=Path(os.environ.get("LOUPE_CUB_ROOT") or "data"),
+                   help="folder of CUB-200-2011, which is fetched (1.15 GB) where it is not there; LOUPE_CUB_ROOT "
+                   "names another than data")
     p.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder for the runs; where they are, a "
                    "stopped experiment goes on")
     p.add_argument("--results", type=Path, metavar="CSV", help="file for the rows; if it is not given, "
@@ -361,7 +362,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
                    "array jobs; processes that see the same --out share the runs without it")
     p.add_argument("--pixels", type=int, default=224, help="224, or 384 with the weights for it")
     p.add_argument("--rehearse", action="store_true", help="all of it in small, in about a minute: tiny images, a tiny "
-                   "Swin, two seeds, in OUT/rehearsal; its figures mean nothing")
+                   "Swin, two seeds, in OUT/rehearsal, with --precision, --workers and --compile; its figures "
+                   "mean nothing")
     p.add_argument("--plan", action="store_true", help="only list the runs, and which of them are done")
     p.add_argument("--show", action="store_true", help="only print the table of what is there")
     p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs")

@@ -57,6 +57,18 @@ def write_cub(
     return folder
 
 
+def write_folder(folder: Path, classes: int = 2, per_class: int = 4, size: tuple[int, int] = (48, 48)) -> Path:
+    """Write a set of noise, `folder/<train or test>/<class>/<k>.png`, as many of both. Returns the folder."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for c in range(classes):
+            (folder / split / f"class_{c}").mkdir(parents=True)
+            for k in range(per_class):
+                pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / f"class_{c}" / f"{k}.png")
+    return folder
+
+
 def ran_here(function, *arguments) -> int:
     """In place of a benchmark's `peak_memory`: runs what it would, in this process. A fresh one imports torch first."""
     function, arguments = pickle.loads(pickle.dumps((function, arguments)))  # a fresh one is sent them

@@ -16,7 +16,7 @@ import record_results
 import runs
 import timm
 import torch
-from helpers import write_cub
+from helpers import write_cub, write_folder
 
 from loupe_core import Recipe
 from loupe_core.start.devices import device_of
@@ -34,10 +34,16 @@ ROWS = {
     "agreement": [dict(arm="loupe", seed=0, other=1)],
     "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
     "context": [dict(arm="loupe", seed=0)],
+    "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5", images=5, seed=0)],
+    "cub10_lite0": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
+                    for arm in ("near one", "oracle parts", "oracle crop", "residual, cbam")],
+    "cub10_vit_s": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="multiply, stage3", images="", seed=0)],
     "dynamics": [dict(arm="loupe", seed=0, step=1)],
     "finetune": [dict(arm="backbone 1e-4", backbone="swin_micro", photographs="cub10", seed=0)],
     "gap": [dict(arm="loupe", change="as it is", seed=0), dict(arm="bare", change="144 shown at 80", seed=0)],
     "lambda": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="convolution", seed=0)],
+    "other_photographs": [dict(photographs="heliconius", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
+                          for arm in ("oracle wings", "oracle crop to the wings", "bare")],
     "photographs": [dict(arm="loupe", seed=0)],
     "reach": [dict(state="start", arm="swin_micro", site="stage2", form="multiply", mask="iid", seed=0),
               dict(state="trained", arm="loupe", site="stage2", form="multiply", mask="its own", seed=0)],
@@ -83,7 +89,8 @@ def tiny(tmp_path_factory):
         patch.setattr(runs, "ROOT", folder)
         patch.setattr(grids("gap"), "ROOT", folder)
         patch.setattr(Recipe, "small", classmethod(short))
-        patch.setattr(grids("first"), "Recipe", QuickRecipe)
+        for name in ("first", "photographs"):
+            patch.setattr(grids(name), "Recipe", QuickRecipe)
         patch.setattr(grids("start"), "_FIRST", grids("start")._FIRST | dict(epochs=1, workers=0))
         patch.setattr(grids("start"), "MOST", 12)
         patch.setattr(grids("dynamics"), "BIRDS", 20)
@@ -92,6 +99,7 @@ def tiny(tmp_path_factory):
         patch.setattr(grids("beyond"), "BLOCK", 4)
         patch.setattr(record_results, "keep_masks", lambda *args: None)
         patch.setenv("LOUPE_CUB_ROOT", str(photographs))
+        patch.setenv("LOUPE_PHOTOGRAPHS", str(write_folder(folder / "sets" / "heliconius").parent))
         for cache in caches:
             cache.cache_clear()
         yield folder
@@ -113,7 +121,8 @@ class QuickRecipe(Recipe):
 @pytest.mark.parametrize("grid", record_results.GRIDS)
 def test_a_row_of_a_grid_is_measured_on_the_card(grid, tiny, card):
     file = ROOT / "data" / "results" / f"{grid}.csv"
-    columns = next(csv.reader(file.open(encoding="utf-8")))
+    columns = next(csv.reader(file.open(encoding="utf-8"))) if file.exists() else []
+    assert columns or grid in record_results.RECORDING
     for choice in ROWS[grid]:
         row = record_results.run_row(grid, choice)
         assert set(columns) <= set(row), set(columns) - set(row)

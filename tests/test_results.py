@@ -100,11 +100,24 @@ def test_a_part_that_is_none_is_refused(text):
 
 @pytest.mark.parametrize("grid", record_results.GRIDS)
 def test_a_recorded_grid_is_complete_and_says_where_it_comes_from(grid):
-    rows = list(csv.DictReader((RESULTS / f"{grid}.csv").open()))
+    rows = rows_of(grid)
     wanted = [{k: str(v) for k, v in choice.items()} for choice in record_results.GRIDS[grid][1]]
-    assert [{k: row[k] for k in wanted[0]} for row in rows] == wanted
+    found = [{k: row[k] for k in wanted[0]} for row in rows]
     for row in rows:
         assert row["commit"] and row["torch"] and row["timm"] and row["precision"] and float(row["seconds"]) > 0
+    if grid in record_results.RECORDING:
+        assert [choice for choice in wanted if choice in found] == found
+        assert found != wanted, f"all rows of {grid} are there: take it out of RECORDING"
+        pytest.skip(f"{grid} is being recorded: {len(found)} of {len(wanted)} rows are there, see RECORDING")
+    assert found == wanted
+
+
+def rows_of(grid: str) -> list[dict]:
+    """The rows of a grid; those that are there so far, or none, where it is in RECORDING."""
+    file = RESULTS / f"{grid}.csv"
+    if grid in record_results.RECORDING and not file.exists():
+        return []
+    return list(csv.DictReader(file.open()))
 
 
 # The row of a grid that is run again, where it is not the first. All share one training, the paper's gate with seed 0.
@@ -113,7 +126,7 @@ AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", 
 # One training more each, or several: a minute or more a row.
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
-        "dynamics", "solar_splits", "finetune")
+        "dynamics", "solar_splits", "finetune", "cub10_lite0", "cub10_few", "cub10_vit_s", "other_photographs")
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +150,9 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
     function, choices, *_ = record_results.GRIDS[grid]
     wanted = AGAIN.get(grid, {})
     choice = next(c for c in choices if all(c[k] == v for k, v in wanted.items()))
-    rows = list(csv.DictReader((RESULTS / f"{grid}.csv").open()))
-    row = next(r for r in rows if all(r[k] == str(v) for k, v in choice.items()))
+    row = next((r for r in rows_of(grid) if all(r[k] == str(v) for k, v in choice.items())), None)
+    if row is None and grid in record_results.RECORDING:
+        pytest.skip(f"{grid} is being recorded: the row is not there yet, see RECORDING")
     threads = torch.get_num_threads()
     monkeypatch.setattr(record_results, "keep_masks", lambda *args: None)
     torch.set_num_threads(int(row["threads"]))
@@ -148,7 +162,7 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
         torch.set_num_threads(threads)
     compared = 0
     for column, value in again.items():
-        if column in choice or "seconds" in column or not isinstance(value, (int, float)):
+        if column in choice or column == "best_epoch" or "seconds" in column or not isinstance(value, (int, float)):
             continue
         recorded = float(row[column])
         assert value == pytest.approx(recorded, abs=0.03, rel=0.1, nan_ok=True), column

@@ -52,7 +52,8 @@ class Setting:
         changes: Of every `Recipe`: what belongs to the machine, such as `precision` or `workers`.
         backbone: A `Run`'s backbone and pixels -> the arguments of `LoupeModel` that make it.
         audited, attacked: How many test images are measured, evenly spread.
-        keep_weights: Keep `best/` of a finished run.
+        keep_weights: Keep `best/` of a finished run. That of an arm with a control opens into the model of `prepared`
+            only.
         images: How many test images there are, where rows of others are to be refused.
     """
 

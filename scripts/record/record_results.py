@@ -23,8 +23,11 @@ from loupe_lab.commands import part
 
 # name -> (function of a row's choices, which returns its results and the Trainer or None; the choices of all rows)
 GRIDS = {}
+RECORDING = set()  # names of grids whose rows are not all there yet: a file of grids may have such a set
 for _file in sorted(Path(__file__).parent.glob("grids_*.py")):
-    GRIDS |= importlib.import_module(_file.stem).GRIDS
+    _module = importlib.import_module(_file.stem)
+    GRIDS |= _module.GRIDS
+    RECORDING |= getattr(_module, "RECORDING", set())
 
 
 def keep_masks(grid: str, choice: dict, masks: dict) -> None:
