@@ -42,6 +42,36 @@ def test_a_number_that_does_not_bear_the_verdict_is_refused(monkeypatch):
         ledger.evidence(claim)
 
 
+def test_not_decided_needs_both_ends_of_the_interval(monkeypatch):
+    claim = dict(id="x", verdict="not decided", evidence=[{"difference": dict(grid="g", a={"arm": "a"}, b={"arm": "b"},
+                                                                             column="accuracy")}])
+    claim["if"] = ["low <= 0", "high >= 0"]
+    rows = [dict(seed=s, arm=arm, accuracy=value) for arm, values in (("a", (0.5, 0.7)), ("b", (0.6, 0.6)))
+            for s, value in enumerate(values)]
+    monkeypatch.setattr(ledger, "read_results", lambda name: rows)
+    ledger.evidence(claim)
+    for row in rows[:2]:
+        row["accuracy"] = 0.9 + 0.001 * row["seed"]
+    with pytest.raises(ledger.LedgerError, match="'not decided' stands if low <= 0, but the number is"):
+        ledger.evidence(claim)
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("0.91 ± 0.09 of all", (0.91, 0.82, 1.0)),
+    ("0.91 +- 0.09", (0.91, 0.82, 1.0)),
+    ("undecided: +0.3 points (-0.8 to +1.4)", (0.3, -0.8, 1.4)),
+    ("-0.6 points, 95 % interval -3.4 to +2.2, n = 5", (-0.6, -3.4, 2.2)),
+    ("1.76 (1.68-1.84)", (1.76, 1.68, 1.84)),
+])
+def test_the_interval_of_a_printed_number_is_read(words, expected):
+    assert ledger.interval_in(words)[1:] == pytest.approx(expected)
+
+
+def test_a_range_of_other_things_is_no_interval():
+    found = ledger.interval_in("C/16: under 0.1 %, operations 4.4 to 4.8 times")
+    assert found.mean == 16 and found.low != found.low
+
+
 def test_evidence_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(ledger, "read_results", lambda name: [dict(seed=0, arm="a")] * 2)
     with pytest.raises(ledger.LedgerError, match="g: 0 rows have {'arm': 'b'}"):

@@ -101,7 +101,8 @@ def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", 
 def cell(chapter: str, id: str, find: str) -> Number:
     """The match of `find`, a regular expression, in a cell's printed output: its first group, or all of it.
 
-    The first number in it is the number to which `if` refers; if "± half" follows, that gives its interval.
+    The first number in it is the number to which `if` refers. "± half" after it gives its interval, or "low to high"
+    anywhere after it, or "(low-high)", if the number lies between the two.
 
     Raises:
         LedgerError: no match.
@@ -112,12 +113,22 @@ def cell(chapter: str, id: str, find: str) -> Number:
     found = re.search(find, text)
     if not found:
         raise LedgerError(f"book/{chapter}.ipynb, cell '{id}': {find!r} is not in its output")
-    words = " ".join((found[1] if found.re.groups else found[0]).split())
-    number = re.search(r"([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)(?: ± ([\d.]+\d))?", words)
+    return interval_in(" ".join((found[1] if found.re.groups else found[0]).split()))
+
+
+def interval_in(words: str) -> Number:
+    """The first number of a text with its interval; see `cell`."""
+    number = re.search(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", words)
     if not number:
         return Number(words)
-    mean = float(number[1].replace(",", ""))
-    return Number(words, mean, mean - float(number[2]), mean + float(number[2])) if number[2] else Number(words, mean)
+    mean, rest = float(number[0].replace(",", "")), words[number.end():]
+    if half := re.match(r" (?:±|\+-) ([\d.]*\d)", rest):
+        return Number(words, mean, mean - float(half[1]), mean + float(half[1]))
+    ends = (re.search(r"([+-]?\d[\d.]*) +to +([+-]?\d[\d.]*\d|[+-]?\d)", rest)
+            or re.match(r" \((\d[\d.]*)-(\d[\d.]*)\)", rest))
+    if ends and float(ends[1]) <= mean <= float(ends[2]):
+        return Number(words, mean, float(ends[1]), float(ends[2]))
+    return Number(words, mean)
 
 
 MEASURES = dict(difference=difference, mean=mean, cell=cell)
@@ -134,7 +145,8 @@ def evidence(claim: dict) -> list[tuple[str, Number]]:
         of = item.get("of", "")
         (kind, options), = ((k, v) for k, v in item.items() if k in MEASURES)
         numbers.append((of, MEASURES[kind](**options)))
-    if condition := claim.get("if"):
+    conditions = claim.get("if", [])
+    for condition in [conditions] if isinstance(conditions, str) else conditions:
         name, sign, bound = condition.split()
         if not COMPARE[sign](getattr(numbers[0][1], name), float(bound)):
             raise LedgerError(f"ledger, {claim['id']}: '{claim['verdict']}' stands if {condition}, but the number is "
