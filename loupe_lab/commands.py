@@ -248,9 +248,9 @@ def reproduce(args: Arguments) -> None:
     if args.rehearse and args.results:
         raise LoupeError(f"--results {args.results}: the figures of a rehearsal mean nothing and stay in --out; "
                          "expected --results without --rehearse")
-    seeds = SEEDS if args.rehearse and args.seeds is None else args.seeds
+    seeds = args.seeds
     if args.rehearse:
-        seeds = min(seeds, SEEDS)
+        seeds = SEEDS if seeds is None else min(seeds, SEEDS)
     tables = args.table or ("all" if args.rehearse and not args.arm else "core")
     runs = arms.plan(tables, args.arm, args.backbone, seeds, args.pixels)
     changes = {name: value for name, value in vars(args).items()

@@ -13,11 +13,13 @@ import sys
 import tarfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import FORKS
 from PIL import Image
+from tqdm import tqdm
 
 from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
@@ -393,6 +395,8 @@ def test_progress_is_a_bar_where_one_can_be_drawn_and_else_ten_lines(monkeypatch
     Notebooks.__module__ = "ipykernel.iostream" if stream == "notebook" else "io"
     Notebooks.isatty = lambda self: stream == "terminal"
     monkeypatch.setattr(sys, "stderr", Notebooks())
+    # chapters are tested without bars (book/conftest.py), perhaps in this process: tqdm has read that for good
+    monkeypatch.setattr("loupe_core.files.progress.tqdm", partial(tqdm, disable=False))
     with progress("birds", 2_000_000, 500_000) as told:
         for _ in range(150):
             told(10_000)

@@ -156,7 +156,7 @@ def test_a_row_says_what_an_evaluation_says_and_every_answer_is_kept(small):
         answers = list(csv.DictReader(file))
     assert [a["label"] == a["prediction"] for a in answers] == right.tolist()
     assert row["accuracy"] == pytest.approx(right.mean())
-    assert row["audited"] == 50 and row["attacked"] == 20
+    assert row["audited"] == 50 and row["attacked"] == 10
     assert row["own_accuracy"] == pytest.approx(right[np.unique(np.linspace(0, CLASSES - 1, 50).astype(int))].mean())
     assert row["card"] and row["torch"] == torch.__version__ and row["commit"] and row["precision"]
     assert not (folder / "states").exists() and (folder / "best" / "model.safetensors").is_file()

@@ -74,7 +74,7 @@ def locked(file: Path, timeout: float = -1) -> Iterator[None]:
     """Holds a lock. On a disk that knows no locks, as some network disks are, nothing is: `part` keeps processes apart.
 
     Raises:
-        filelock.Timeout: Another process holds it for longer than `timeout` seconds.
+        TimeoutError: Another process holds it for longer than `timeout` seconds.
     """
     try:
         # newer ones would write a mark instead, which stays for good where a machine on Colab or a cluster is lost
