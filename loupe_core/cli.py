@@ -28,6 +28,8 @@ from loupe_core.files.export import export_onnx
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
+from loupe_core.look.command import add_magnify, rule_of, two_looks
+from loupe_core.look.training import Magnified
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.start.first import first_model, open_init
@@ -70,10 +72,13 @@ def train(args: Arguments) -> None:
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite,
+    seen = data if (rule := rule_of(args)) is None else Magnified(data, model, rule)
+    rows = trainer.fit(seen, val, resume=args.resume, overwrite=args.overwrite,
                        on_epoch_end=lambda row: tqdm.write(epoch_line(row)))
     if accelerator.is_main_process:
         _tell(args, model, trainer, rows, len(data), len(val))
+        if rule:
+            rule.write(args.out / "best")
 
 
 def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
@@ -105,6 +110,8 @@ def evaluate(args: Arguments) -> None:
     lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
              f"{trainer.accelerator.mixed_precision.replace('no', 'fp32')}; {area_seen(data)}",
              f"loss {result.loss:.4f}   " + (f"mean of the mask {result.mask_mean:.4f}" if model.sites else "no mask")]
+    if rule := rule_of(args, args.checkpoint):
+        lines += two_looks(model, data, rule, args.split, 4 * args.batch_size)
     print("\n".join(lines))
     if args.card:
         add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
@@ -180,7 +187,9 @@ def parser() -> argparse.ArgumentParser:
         p.set_defaults(run=run)
         return p
 
-    add_training(command(train, TRAINING))
+    p = command(train, TRAINING)
+    add_training(p)
+    add_magnify(p, "also show photographs cut to where the model points, and with that covered")
 
     p = command(evaluate, "Accuracy, what it is worth, loss and mean of the mask on one split.")
     p.set_defaults(then=[])
@@ -192,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--whole", action="store_true", help="show the whole photograph, within borders of the mean "
                    "colour, in place of a crop of its centre")
     p.add_argument("--card", action="store_true", help="write the accuracy into the checkpoint's model card as well")
+    add_magnify(p, "look a second time, at the part that the first look points at, in full resolution")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
     add_checkpoint(p)

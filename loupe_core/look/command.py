@@ -1,0 +1,54 @@
+"""The option `--magnify` of the commands, and what it prints."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from loupe_core.errors import LoupeError
+from loupe_core.files.card import accuracy
+from loupe_core.look.boxes import Rule
+from loupe_core.look.magnifier import Magnifier
+from loupe_core.look.sources import SOURCES
+from loupe_core.model import LoupeModel
+
+
+def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
+    """The options `--magnify`, `--share` and `--boxes`."""
+    group = p.add_argument_group("a second look")
+    group.add_argument("--magnify", nargs="?", const="", choices=("", *SOURCES, "box"), metavar="SOURCE",
+                       help=f"{about}; where to look: {', '.join(SOURCES)}, or box, the recorded one; without a name, "
+                       "as in the training, else the mask")
+    group.add_argument("--share", type=float, metavar="X", help="boxes hold the highest cells, so large a fraction of "
+                       "them; 0.2 if it is not given")
+    group.add_argument("--boxes", type=int, metavar="N", help="at most so many boxes per photograph; 1 if it is not "
+                       "given")
+
+
+def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> Rule | None:
+    """The rule that the options ask for, beginning with the one kept in a checkpoint; None without `--magnify`.
+
+    Raises:
+        LoupeError: `--share` or `--boxes` without it; or as in `Rule`.
+    """
+    given = {name: getattr(args, name) for name in ("share", "boxes") if getattr(args, name) is not None}
+    if args.magnify is None:
+        if given:
+            raise LoupeError(f"--{next(iter(given))}: expected it together with --magnify")
+        return None
+    rule = (checkpoint and Rule.read(checkpoint)) or Rule()
+    return replace(rule, **given | (dict(source=args.magnify) if args.magnify else {}))
+
+
+def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_size: int = 64) -> list[str]:
+    """Lines for `loupe evaluate`: the accuracy with both looks and with the second alone, in fp32.
+
+    Raises:
+        LoupeError: As in `Magnifier`.
+    """
+    looks = Magnifier(model, rule).evaluate(data, batch_size)
+    right = {name: int((getattr(looks, name).argmax(1).numpy() == looks.labels).sum()) for name in ("logits", "second")}
+    n, shown = len(looks.labels), sum(len(boxes) for boxes in looks.boxes)
+    return [f"with a second look by {rule.source}: {accuracy(split, right['logits'], n)}",
+            f"the second look alone: {right['second'] / n:.4f}; {1 + shown / n:.1f} passes per photograph"]

@@ -1,0 +1,65 @@
+"""Where a second look may be told to look: maps of a batch of images, all by one signature."""
+
+from collections.abc import Callable
+
+import torch
+
+from loupe_core.errors import LoupeError
+from loupe_core.model import LoupeModel
+from loupe_core.sites import find_sites, gate_of, module_outputs, to_maps
+from loupe_core.start.layers import find_places
+
+# (model in eval mode, images (B, C, H, W) on its device, site or None) -> maps (B, h, w) over the whole input
+Source = Callable[[LoupeModel, torch.Tensor, str | None], torch.Tensor]
+
+
+def mask(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+    """The mask of a gate. Raises LoupeError where there is none, or several and no `site`."""
+    return mask_of(model, model(images, return_mask=True)[1], site)
+
+
+def mask_of(model: LoupeModel, masks: torch.Tensor | list[torch.Tensor], site: str | None = None) -> torch.Tensor:
+    """`(B, h, w)` of what `model(images, return_mask=True)` returned."""
+    gate = gate_of(model, site)
+    masks = [masks] if model.one_mask else masks
+    return masks[list(model.gates.values()).index(gate)][:, 0].float()
+
+
+def norm(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+    """The length of the feature vectors at a site; None is the last stage. It needs no gate and no training of one.
+
+    Raises:
+        LoupeError: The backbone has no such site; or it is not timm's, and `site` is None.
+    """
+    size = tuple(images.shape[-2:])
+    names = [site] if site else [name for name in find_sites(model.backbone) if "." not in name][-1:]
+    (place, layout), = find_places(model.backbone, names, size)
+    features = module_outputs(model.backbone, images, [place.module])[place.module]
+    return to_maps(features, layout, size).float().norm(dim=1)
+
+
+def centre(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+    """The middle of the input, whatever it shows: a control."""
+    return _hill(images, torch.full((len(images), 2), 0.5))
+
+
+def random(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+    """A place of the input drawn from torch's generator: a control. See `Rule.place` for one with the size of a box
+    that was found."""
+    return _hill(images, torch.rand(len(images), 2))
+
+
+def _hill(images: torch.Tensor, middle: torch.Tensor, cells: int = 28) -> torch.Tensor:
+    across = (torch.arange(cells) + 0.5) / cells
+    x, y = ((across - at[:, None]) ** 2 for at in middle.T)
+    return -(x[:, None] + y[:, :, None]).to(images.device)
+
+
+SOURCES: dict[str, Source] = dict(mask=mask, norm=norm, centre=centre, random=random)
+
+
+def source_of(name: str) -> Source:
+    """The source of a name. Raises LoupeError where there is none."""
+    if name not in SOURCES:
+        raise LoupeError(f"second look: source {name!r} is unknown; expected one of {', '.join(SOURCES)}, or box")
+    return SOURCES[name]
