@@ -1,9 +1,9 @@
 """The second look on photographs, with controls of equal cost: what a second pass is worth, and where it should look.
 
-Each row takes the kept weights of a training of grids_photographs.py and trains nothing. Kinds of second looks that have
-a setting, such as the size of their part, have three, and each is a row. Which one counts is chosen afterwards, once for
-a kind: the one with the least cross-entropy on the validation photographs of all seeds, the same budget of search for
-each kind. Both looks have the same weight; what a weight fitted to the validation photographs gives stands beside it.
+Each row takes the kept weights of a training of grids_photographs.py and trains nothing. A kind of second look that has
+a setting, such as the size of its part, has three, and each is a row. Which one counts is chosen afterwards, once for
+the kind: the one with the least cross-entropy on the validation photographs of all seeds, the same budget of search for
+each. Both looks have the same weight; what a weight fitted to the validation photographs gives stands beside it.
 """
 
 from collections.abc import Callable, Sequence
