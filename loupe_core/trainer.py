@@ -156,8 +156,8 @@ class Trainer:
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
             val_loader = None if val is None else self.accelerator.prepare(self.loader(self._bytes(val)))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
-            run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
-                       val=[] if val is None else identities_of(val))
+            run = dict(model=self.model.config, cut=getattr(train, "cut", {}), shown=getattr(train, "shown", {}),
+                       train=identities_of(train), val=[] if val is None else identities_of(val))
             schedule = self._begin(optimizer.optimizer, -(-steps // r.accumulate), run, average, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)

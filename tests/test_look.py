@@ -1,6 +1,7 @@
 """The second look: boxes where a map is high, parts of the photograph itself, and both looks through one model."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from loupe_core import CUB200, LoupeError, LoupeModel, Recipe, Trainer, transfor
 from loupe_core.cli import main
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform
 from loupe_core.look.boxes import FILE, Rule, boxes_of, shown
+from loupe_core.look.command import two_looks
 from loupe_core.look.cut import Box, around, cut_to
 from loupe_core.look.magnifier import Magnifier, combine, fit_weight
 from loupe_core.look.sources import SOURCES
 from loupe_core.look.training import Magnified, covered
 from loupe_core.samples import Sample
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
+from loupe_lab.evidence.explain import explain
 
 PLAIN = Geometry((120, 200), (96, 96), (96 / 120, 96 / 120), (0.0, 32.0))  # 200 x 120 px: the middle 120 x 120 is seen
 
@@ -63,6 +66,14 @@ def test_a_map_that_says_nothing_gives_all_that_was_seen(map_):
     assert box == pytest.approx((40, 0, 120, 120))
 
 
+def test_what_differs_by_rounding_alone_says_nothing():
+    map_ = np.full((7, 7), 0.5, np.float32)
+    map_[2, 3] = np.nextafter(map_[2, 3], np.float32(1))
+    assert boxes_of(map_, PLAIN, Rule()) == boxes_of(np.zeros((7, 7)), PLAIN, Rule())
+    map_[2, 3] = 0.501
+    assert boxes_of(map_, PLAIN, Rule()) != boxes_of(np.zeros((7, 7)), PLAIN, Rule())
+
+
 @pytest.mark.parametrize("map_", [np.zeros((2, 3, 3)), np.zeros((0, 3)), np.full((3, 3), np.nan)])
 def test_a_map_that_cannot_be_one_is_refused(map_):
     with pytest.raises(LoupeError, match="second look: found a map of shape"):
@@ -93,7 +104,8 @@ def test_controls_have_the_size_of_the_box_that_was_found():
 
 @pytest.mark.parametrize("wrong", [dict(share=0), dict(share=float("nan")), dict(share=1.1), dict(smallest=-1),
                                    dict(place="left"), dict(combine="most"), dict(boxes=0), dict(pixels=0),
-                                   dict(weight=2), dict(margin=-0.1)])
+                                   dict(weight=2), dict(margin=-0.1), dict(share="much"), dict(boxes=1.5),
+                                   dict(boxes=None), dict(seed=-1), dict(source=3), dict(source=None), dict(site=[])])
 def test_a_rule_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(LoupeError, match=f"second look: {next(iter(wrong))}=.*; expected"):
         Rule(**wrong)
@@ -104,7 +116,7 @@ def test_a_rule_is_kept_beside_a_model(tmp_path):
     assert Rule.read(tmp_path) is None
     rule.write(tmp_path)
     assert Rule.read(tmp_path) == rule
-    for text in ('{"shares": 1}', "[]", "{", '{"share": "much"}', '{"share": 7}'):
+    for text in ('{"shares": 1}', "[]", "{", '{"share": "much"}', '{"share": 7}', '{"boxes": null}', '{"source": []}'):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(LoupeError, match="second look|found no rule of a second look"):
             Rule.read(tmp_path)
@@ -165,7 +177,7 @@ def test_a_recorded_box_of_one_pixel_or_outside_of_the_photograph_is_looked_at(m
         sample = Sample(noise(), 0, None, torch.tensor(box), None, "", 0)
         (part,), = Magnifier(model, Rule(source="box")).look([sample]).boxes
         assert part.width == part.height == 36  # the least: 0.3 of 120
-    with pytest.raises(LoupeError, match="found no box"):
+    with pytest.raises(LoupeError, match="a photograph by itself: found no box"):
         Magnifier(model, Rule(source="box")).look([noise()])
 
 
@@ -192,6 +204,44 @@ def test_what_cannot_be_looked_at_is_said(model, make_cub):
         Magnifier(model)([torch.zeros(3, 112, 112)])
     with pytest.raises(LoupeError, match="found a data set TensorDataset"):
         Magnifier(model).evaluate(torch.utils.data.TensorDataset(torch.zeros(2, 3, 9, 9)))
+
+
+def test_sizes_that_the_backbone_does_not_take_are_refused_at_once():
+    vit = LoupeModel("swin_micro", 3, pretrained=False)
+    with pytest.raises(LoupeError, match="does not run on an image of 96 x 96 pixels"):
+        Magnifier(vit, Rule(pixels=96))
+    wide = LoupeModel("resnet18", 3, pretrained=False, img_size=(64, 128))
+    assert Magnifier(wide, Rule(pixels=32)).closer.input_size == (32, 64)
+
+
+def test_no_photograph_is_refused_in_one_line(model):
+    with pytest.raises(LoupeError, match="found no photograph"):
+        Magnifier(model)([])
+
+
+def test_a_map_whose_last_cells_reach_beyond_the_input_is_cut_where_the_input_ends():
+    """Swin at 112 px has 4 x 4 cells of 32 px in its last stage, which reach 16 px beyond it."""
+    torch.manual_seed(0)
+    model = LoupeModel("swin_micro", 3, pretrained=False, site="stage4").eval()
+    x = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        mask, norm = SOURCES["mask"](model, x), SOURCES["norm"](model, x)
+    assert mask.shape == norm.shape == (2, 7, 7) and torch.allclose(mask, explain(model, x, "mask"))
+    geometry = transforms_for(model.data_config, train=False)(noise(112, 112))[1]
+    looks = Magnifier(model).look([noise(112, 112)])
+    x = transforms_for(model.data_config, train=False)(noise(112, 112))[0]
+    box, = boxes_of(explain(model, x[None], "mask")[0].numpy(), geometry, Rule())
+    assert looks.boxes[0] == [shown(box, geometry, Rule())]
+
+
+def test_random_places_of_a_set_are_those_of_the_rules_seed(model, make_cub):
+    data = CUB200(make_cub(), "test")
+
+    def boxes(seed: int) -> list:
+        return Magnifier(model, Rule(source="random", seed=seed)).evaluate(data, 4, progress=False).boxes
+
+    before = torch.get_rng_state()
+    assert boxes(1) == boxes(1) != boxes(2) and torch.equal(before, torch.get_rng_state())
 
 
 def test_looking_leaves_the_model_as_it_was(model):
@@ -271,6 +321,28 @@ def test_a_training_goes_on_with_the_boxes_that_it_would_have_had(make_cub, tmp_
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 
 
+def test_a_training_goes_on_only_as_it_was_begun(make_cub, tmp_path):
+    data = CUB200(make_cub(size=(60, 80)), "train")
+    val = data.with_split("val", EvalTransform(112, (0.5,) * 3, (0.5,) * 3))
+    training(data, val, tmp_path / "a", 2, stop=1)
+    torch.manual_seed(0)
+    model = LoupeModel("swin_micro", 3, pretrained=False)
+    trainer = Trainer(model, Recipe.small(epochs=2, batch_size=8, precision="no"), tmp_path / "a", progress=False)
+    with pytest.raises(LoupeError, match="was begun with a second look, this one has no second look; expected"):
+        trainer.fit(data, val, resume=True)
+    with pytest.raises(LoupeError, match="begun with a second look, share 0.2, this one has a second look, share 0.4"):
+        trainer.fit(Magnified(data, model, Rule(share=0.4), 0.5, 0.2, progress=False), val, resume=True)
+
+
+def test_recorded_boxes_that_are_not_there_are_missed_before_the_first_epoch(model, make_cub):
+    root = make_cub()
+    (root / "bounding_boxes.txt").unlink()
+    shutil.rmtree(root / "parts")
+    data = CUB200(root, "train", transform=TrainTransform(112, model.mean, model.std))
+    with pytest.raises(LoupeError, match="found no box"):
+        Magnified(data, model, Rule(source="box"))
+
+
 def test_wrong_probabilities_are_refused(model, make_cub):
     data = CUB200(make_cub(), "train", transform=TrainTransform(112, model.mean, model.std))
     for crop, drop in ((0.7, 0.4), (-0.1, 0.2), (float("nan"), 0)):
@@ -279,6 +351,18 @@ def test_wrong_probabilities_are_refused(model, make_cub):
 
 
 # --- the commands
+
+def test_evaluate_takes_its_first_look_as_its_first_line_does(model, make_cub, monkeypatch):
+    """With --whole: at the whole photograph, in borders."""
+    whole = transforms_for(model.data_config, train=False, crop_mode="border", crop_pct=1.0)
+    data, seen = CUB200(make_cub(size=(60, 100)), "test", transform=whole), []
+    looked = Magnifier.evaluate
+    monkeypatch.setattr(Magnifier, "evaluate", lambda *a: seen.append(looked(*a)) or seen[0])
+    two_looks(model, data, Rule(), "test")
+    with torch.no_grad():
+        first = model.eval()(torch.stack([data[i].image for i in range(len(data))]))
+    assert torch.allclose(seen[0].first, first, atol=1e-4)
+
 
 def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
     birds = write_fieldguide(tmp_path / "birds", species_of(1), train=6, test=2, size=160)
@@ -293,6 +377,8 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
     assert "2.0 passes per photograph" in said
     assert main(["evaluate", str(birds), "--checkpoint", str(out)]) == 0
     assert "second look" not in capsys.readouterr().out
+    assert main(["evaluate", str(birds), "--checkpoint", str(out), "--magnify", "--whole", "--closer", "56"]) == 2
+    assert "does not run on an image of 56 x 56" in capsys.readouterr().err
     photograph = next((birds / "images").rglob("*.*g"))
     for source in ("norm", "grad_cam", "rollout"):
         assert main(["explain", str(photograph), "--checkpoint", str(out), "--magnify", source, "--boxes", "2",
@@ -309,9 +395,7 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
 def test_a_set_without_boxes_says_so(tmp_path, capsys):
     write_cub(tmp_path / "cub", size=(60, 60))
     (tmp_path / "cub" / "bounding_boxes.txt").unlink()
-    for file in (tmp_path / "cub" / "parts").iterdir():
-        file.unlink()
-    (tmp_path / "cub" / "parts").rmdir()
+    shutil.rmtree(tmp_path / "cub" / "parts")
     run = tmp_path / "run"
     assert main(["train", str(tmp_path / "cub"), "--out", str(run), "--recipe", "small", "--epochs", "1",
                  "--backbone", "swin_micro", "--precision", "no"]) == 0

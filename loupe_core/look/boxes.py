@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from loupe_core.look.cut import Box, around
 PLACES = ("found", "centre", "random")
 COMBINATIONS = ("mean", "confidence")
 FILE = "magnify.json"
+FLAT = 1e-6  # of the largest value: less is rounding, which differs from machine to machine
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class Rule:
         site: Whose mask or features, where a model has several.
         share: The highest cells, so large a fraction of all of them, make the boxes; in (0, 1].
         boxes: At most so many, each around one connected piece of these cells; the pieces with most of the map first.
-        margin: Added on each side of a box, as a fraction of it.
+        margin: Added on each side of a box, as a fraction of it. The model's own `crop_pct` then takes some of the
+            part's border away, as it does from a photograph: at 0.875 a margin of 0.07 is cut off again.
         smallest: Least height of a box, as a fraction of the photograph's shorter side; in [0, 1].
         place: "found"; or a control with boxes of the same size: "centre" of the photograph, or a "random" place.
         combine: "mean" of the logits of both looks, with `weight` on the second; or by "confidence": each look's
             logits weighted by its own highest probability.
         weight: Of the second look, in [0, 1].
-        pixels: Side of the second look's input; None: as the first's. For backbones that take other sizes.
+        pixels: Shorter side of the second look's input; None: as the first's. For backbones that take other sizes.
         seed: Of random places.
 
     Raises:
@@ -55,14 +58,20 @@ class Rule:
         ranges = dict(share=(1e-9, 1, "(0, 1]"), margin=(0, 10, "[0, 10]"), smallest=(0, 1, "[0, 1]"),
                       weight=(0, 1, "[0, 1]"))
         for name, (low, high, said) in ranges.items():
-            if not low <= getattr(self, name) <= high:  # also for nan
-                raise LoupeError(f"second look: {name}={getattr(self, name)}; expected a number in {said}")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and low <= value <= high):  # also for nan
+                raise LoupeError(f"second look: {name}={value!r}; expected a number in {said}")
         for name, known in (("place", PLACES), ("combine", COMBINATIONS)):
             if getattr(self, name) not in known:
                 raise LoupeError(f"second look: {name}={getattr(self, name)!r}; expected one of {', '.join(known)}")
-        for name in ("boxes", "pixels"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise LoupeError(f"second look: {name}={getattr(self, name)}; expected 1 or more")
+        for name, least in (("boxes", 1), ("pixels", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= least or name == "pixels" and value is None):
+                raise LoupeError(f"second look: {name}={value!r}; expected a whole number of {least} or more")
+        for name in ("source", "site"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or name == "site" and value is None):
+                raise LoupeError(f"second look: {name}={value!r}; expected a name")
 
     def write(self, folder: str | Path) -> None:
         """Keeps it beside a model, as magnify.json."""
@@ -97,8 +106,9 @@ def boxes_of(map_: np.ndarray, geometry: Geometry, rule: Rule) -> list[Box]:
         geometry: How the photograph became that input.
 
     Returns:
-        1 to `rule.boxes` boxes in the photograph, as `shown` takes them. A map that is the same everywhere says
-        nothing: its box is all that the model saw.
+        1 to `rule.boxes` boxes in the photograph, as `shown` takes them. Cells as high as the last of the share count
+        too. A map that is the same everywhere, up to the rounding of 32 bit, says nothing: its box is all that the
+        model saw.
 
     Raises:
         LoupeError: Another shape, or values that are not finite.
@@ -109,7 +119,7 @@ def boxes_of(map_: np.ndarray, geometry: Geometry, rule: Rule) -> list[Box]:
                          + ("" if cells.ndim != 2 or not cells.size else " with values that are not finite")
                          + "; expected (h, w) finite numbers: did the training diverge?")
     cells = cells - cells.min()
-    if cells.max() <= 1e-9 * max(np.abs(map_).max(), 1e-30):
+    if cells.max() <= FLAT * max(np.abs(map_).max(), 1e-30):
         x0, y0, x1, y1 = geometry.visible_box()
         return [Box(x0, y0, x1 - x0, y1 - y0)]
     count = max(round(rule.share * cells.size), 1)

@@ -15,7 +15,7 @@ from loupe_core.model import LoupeModel
 
 
 def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
-    """The options `--magnify`, `--share` and `--boxes`."""
+    """The options `--magnify`, `--share`, `--boxes` and `--closer`."""
     group = p.add_argument_group("a second look")
     group.add_argument("--magnify", nargs="?", const="", choices=("", *SOURCES, "box"), metavar="SOURCE",
                        help=f"{about}; where to look: {', '.join(SOURCES)}, or box, the recorded one; without a name, "
@@ -24,6 +24,8 @@ def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
                        "them; 0.2 if it is not given")
     group.add_argument("--boxes", type=int, metavar="N", help="at most so many boxes per photograph; 1 if it is not "
                        "given")
+    group.add_argument("--closer", type=int, metavar="PX", dest="pixels", help="side of the second look's input; as "
+                       "the first's if it is not given")
 
 
 def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> Rule | None:
@@ -32,10 +34,10 @@ def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> R
     Raises:
         LoupeError: `--share` or `--boxes` without it; or as in `Rule`.
     """
-    given = {name: getattr(args, name) for name in ("share", "boxes") if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("share", "boxes", "pixels") if getattr(args, name) is not None}
     if args.magnify is None:
         if given:
-            raise LoupeError(f"--{next(iter(given))}: expected it together with --magnify")
+            raise LoupeError(f"--{next(iter(given)).replace('pixels', 'closer')}: expected it together with --magnify")
         return None
     rule = (checkpoint and Rule.read(checkpoint)) or Rule()
     return replace(rule, **given | (dict(source=args.magnify) if args.magnify else {}))
@@ -44,10 +46,15 @@ def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> R
 def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_size: int = 64) -> list[str]:
     """Lines for `loupe evaluate`: the accuracy with both looks and with the second alone, in fp32.
 
+    Args:
+        data: Its transform makes the first look's input.
+
     Raises:
         LoupeError: As in `Magnifier`.
     """
-    looks = Magnifier(model, rule).evaluate(data, batch_size)
+    magnifier = Magnifier(model, rule)
+    magnifier.transform = data.transform
+    looks = magnifier.evaluate(data, batch_size)
     right = {name: int((getattr(looks, name).argmax(1).numpy() == looks.labels).sum()) for name in ("logits", "second")}
     n, shown = len(looks.labels), sum(len(boxes) for boxes in looks.boxes)
     return [f"with a second look by {rule.source}: {accuracy(split, right['logits'], n)}",

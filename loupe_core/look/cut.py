@@ -24,7 +24,8 @@ class Box(NamedTuple):
 def box_of(sample: Sample) -> Box:
     """The sample's own box. Raises LoupeError where it has none."""
     if sample.box is None:
-        raise LoupeError(f"{sample.path}: found no box, expected a set with bounding_boxes.txt of CUB-200-2011")
+        raise LoupeError(f"{sample.path or 'a photograph by itself'}: found no box, expected a set with "
+                         "bounding_boxes.txt of CUB-200-2011")
     return Box(*sample.box.tolist())
 
 

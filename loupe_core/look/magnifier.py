@@ -19,7 +19,7 @@ from loupe_core.look.cut import Box, box_of, cut_to
 from loupe_core.look.sources import mask_of, source_of
 from loupe_core.model import LoupeModel
 from loupe_core.samples import Sample
-from loupe_core.sites import eval_mode
+from loupe_core.sites import eval_mode, gate_of, module_outputs
 
 
 @dataclass
@@ -54,21 +54,23 @@ class Magnifier(nn.Module):
         rule: How to look; None is `Rule()`.
 
     Raises:
-        LoupeError: The source is unknown, or is the mask of a model without a gate, or with several and no site named.
+        LoupeError: The source is unknown, or is the mask of a model without a gate, or with several and no site named;
+            or the backbone does not run on images of `Rule.pixels`.
     """
 
     def __init__(self, model: LoupeModel, rule: Rule | None = None) -> None:
         super().__init__()
         self.model, self.rule = model, rule or Rule()
         if self.rule.source == "mask":
-            mask_of(model, torch.zeros(1, 1, 1, 1) if model.one_mask else [torch.zeros(1, 1, 1, 1)] * len(model.sites),
-                    self.rule.site)
+            gate_of(model, self.rule.site)
         elif self.rule.source != "box":
             source_of(self.rule.source)
         config = model.data_config
         self.transform = transforms_for(config, train=False)
-        pixels = self.rule.pixels
-        self.closer = transforms_for(config | (dict(input_size=(pixels, pixels)) if pixels else {}), train=False)
+        self.closer = transforms_for(config | dict(input_size=closer_size(model, self.rule)), train=False)
+        if self.rule.pixels:
+            like = next(model.parameters())
+            module_outputs(model.backbone, like.new_zeros(1, model.in_chans, *self.closer.input_size), ())
 
     def forward(self, photographs: Sequence[Image.Image | Sample],
                 return_boxes: bool = False) -> torch.Tensor | tuple[torch.Tensor, list[list[Box]]]:
@@ -80,8 +82,11 @@ class Magnifier(nn.Module):
         """Both looks at one batch: RGB photographs as `open_image` returns them, or samples that hold them.
 
         Raises:
-            LoupeError: A sample holds no photograph, or no box where the source is "box"; the map is not finite.
+            LoupeError: There is no photograph; a sample holds none, or no box where the source is "box"; the map is
+                not finite.
         """
+        if not len(photographs):
+            raise LoupeError("second look: found no photograph, expected one or more")
         samples = [_sample(item, i) for i, item in enumerate(photographs)]
         first, boxes = self.first(samples)
         second = self.second(samples, boxes)
@@ -96,7 +101,7 @@ class Magnifier(nn.Module):
         with eval_mode(model), torch.no_grad():
             if rule.source == "mask":
                 logits, masks = model(x, return_mask=True)
-                maps = mask_of(model, masks, rule.site)
+                maps = mask_of(model, masks, tuple(x.shape[-2:]), rule.site)
             else:
                 logits = model(x)
                 maps = None if rule.source == "box" else source_of(rule.source)(model, x, rule.site)
@@ -116,7 +121,8 @@ class Magnifier(nn.Module):
         return torch.stack([of.mean(0) for of in logits.split([len(of) for of in boxes])])
 
     def evaluate(self, data: Dataset, batch_size: int = 64, workers: int = 0, progress: bool = True) -> Looks:
-        """Both looks at all photographs of a `CUB200` or `PhotoFolder`, whatever its transform.
+        """Both looks at all photographs of a `CUB200` or `PhotoFolder`, whatever its transform. Random places are those
+        of `Rule.seed`.
 
         Raises:
             LoupeError: The set is empty or does not hold photographs.
@@ -125,13 +131,21 @@ class Magnifier(nn.Module):
         if not len(plain):
             raise LoupeError("the data set holds no image; expected at least one: check its folder and split")
         loader = DataLoader(plain, batch_size, num_workers=workers, collate_fn=list)
-        found = [self.look(samples) for samples in tqdm(loader, desc="two looks", leave=False,
-                                                        disable=None if progress else True)]
+        bar = tqdm(loader, desc="two looks", leave=False, disable=None if progress else True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.rule.seed)
+            found = [self.look(samples) for samples in bar]
         logits, first, second = (torch.cat([getattr(looks, name) for looks in found])
                                  for name in ("logits", "first", "second"))
         return Looks(logits, first, second, [of for looks in found for of in looks.boxes],
                      np.concatenate([looks.labels for looks in found]),
                      np.concatenate([looks.image_ids for looks in found]))
+
+
+def closer_size(model: LoupeModel, rule: Rule) -> tuple[int, int]:
+    """(H, W) of the second look's input."""
+    scale = 1 if rule.pixels is None else rule.pixels / min(model.img_size)
+    return tuple(round(scale * side) for side in model.img_size)
 
 
 def combine(first: torch.Tensor, second: torch.Tensor, rule: Rule) -> torch.Tensor:

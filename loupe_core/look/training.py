@@ -1,6 +1,7 @@
 """Training for a second look: photographs shown whole, cut to their boxes, or with the boxes covered."""
 
 from copy import copy
+from dataclasses import asdict
 
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from loupe_core.errors import LoupeError
 from loupe_core.look.boxes import Rule
-from loupe_core.look.cut import Box, cut_to
+from loupe_core.look.cut import Box, box_of, cut_to
 from loupe_core.look.magnifier import Magnifier, photographs_of
 from loupe_core.model import LoupeModel
 from loupe_core.samples import Sample
@@ -32,7 +33,8 @@ class Magnified(Dataset):
         progress: Show a bar there.
 
     Raises:
-        LoupeError: The probabilities are out of range, or as in `Magnifier`.
+        LoupeError: The probabilities are out of range; the rule's boxes are the recorded ones, and the set has none; or
+            as in `Magnifier`.
     """
 
     def __init__(self, dataset: Dataset, model: LoupeModel, rule: Rule | None = None, crop: float = 0.4,
@@ -41,7 +43,10 @@ class Magnified(Dataset):
             raise LoupeError(f"second look: crop={crop}, drop={drop}; expected probabilities whose sum is 1 at most")
         self.photographs = photographs_of(dataset)
         self.magnifier, self.transform = Magnifier(model, rule), dataset.transform
+        if self.magnifier.rule.source == "box" and len(self.photographs):
+            box_of(self.photographs[0])  # or the first epoch would have been for nothing
         self.crop, self.drop, self.batch_size, self.progress = crop, drop, batch_size, progress
+        self.shown = dict(crop=crop, drop=drop, **asdict(self.magnifier.rule))  # a training goes on with the same
         self.found: dict[str, list[list[Box]] | None] = dict(boxes=None)  # shared with the trainer's copy of this set
         self.labels, self.class_names, self.image_ids, self.cut = (
             getattr(dataset, name) for name in ("labels", "class_names", "image_ids", "cut"))
