@@ -24,11 +24,11 @@ from loupe_core.files.card import accuracy, add_to_card, area_seen, epoch_line, 
 from loupe_core.files.checks import check_photographs
 from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
-from loupe_core.files.export import export_onnx
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
-from loupe_core.look.command import add_magnify, rule_of, two_looks
+from loupe_core.look.command import add_magnify, for_card, rule_of, two_looks
+from loupe_core.look.export import export_looks
 from loupe_core.look.training import Magnified
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
@@ -76,12 +76,13 @@ def train(args: Arguments) -> None:
     rows = trainer.fit(seen, val, resume=args.resume, overwrite=args.overwrite,
                        on_epoch_end=lambda row: tqdm.write(epoch_line(row)))
     if accelerator.is_main_process:
-        _tell(args, model, trainer, rows, len(data), len(val))
+        _tell(args, model, trainer, rows, len(data), len(val), for_card(getattr(seen, "shown", None)))
         if rule:
             rule.write(args.out / "best")
 
 
-def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
+def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int,
+          magnify: str | None) -> None:
     """Writes the model card of a training, and prints what came out."""
     best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
     chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
@@ -89,7 +90,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
         backbone=f"{model.backbone_name}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
-        metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
+        metrics=[chosen + "; it chose the epoch, so it is a little optimistic"], magnify=magnify)
     write_whole(args.out / "best" / "README.md", str(card))
     which = f"best of {len(rows)} epochs: {best['epoch']}"
     if best["epoch"] == 0:
@@ -114,16 +115,17 @@ def evaluate(args: Arguments) -> None:
         lines += two_looks(model, data, rule, args.split, 4 * args.batch_size)
     print("\n".join(lines))
     if args.card:
-        add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
+        for line in (*lines[3:4], found):  # where there is a second look, with both
+            add_to_card(Path(args.checkpoint) / "README.md", f"- {line}")
     for step in args.then:
         step(args, model, data, lines)
 
 
 def export(args: Arguments) -> None:
-    """Writes the ONNX file."""
+    """Writes the ONNX file, or two where a second look has another size."""
     hub_or_cache(args.checkpoint)
-    export_onnx(LoupeModel.from_pretrained(args.checkpoint), args.out)
-    print(f"ONNX: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    for file in export_looks(LoupeModel.from_pretrained(args.checkpoint), args.out, rule_of(args, args.checkpoint)):
+        print(f"ONNX: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
@@ -206,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
     add_checkpoint(p)
     p.add_argument("--out", "--output", type=Path, default=Path("loupe.onnx"), help="file to write")
+    add_magnify(p, "also say in the file how a second look is taken; by mask or centre")
 
     for point in entry_points(group="loupe.commands"):
         point.load()(command, commands.choices)

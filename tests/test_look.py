@@ -1,10 +1,12 @@
 """The second look: boxes where a map is high, parts of the photograph itself, and both looks through one model."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from helpers import write_cub
@@ -370,10 +372,15 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
     assert main(["train", str(birds), "--out", str(out), "--recipe", "small", "--epochs", "2", "--batch-size", "8",
                  "--precision", "no", "--magnify", "--share", "0.3"]) == 0
     assert Rule.read(out / "best") == Rule(share=0.3)
+    card = out / "best" / "README.md"
+    assert "## A second look\n\nIn training a photograph was shown whole; or, 40% of the times, cut" in card.read_text()
+    assert "the highest 30% of the cells of its mask" in card.read_text()
     capsys.readouterr()
-    assert main(["evaluate", str(birds), "--checkpoint", str(out), "--magnify"]) == 0
+    for _ in range(2):  # the second time takes the place of the first
+        assert main(["evaluate", str(birds), "--checkpoint", str(out), "--magnify", "--card"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"with a second look by mask: test accuracy [01]\.\d{4} \(\d+ of 8", said)
+    line = re.search(r"with a second look by mask, share 0.3: test accuracy [01]\.\d{4} \(\d+ of 8.*", said)[0]
+    assert card.read_text().count(f"\n- {line}\n") == 1 == card.read_text().count("\n- test accuracy")
     assert "2.0 passes per photograph" in said
     assert main(["evaluate", str(birds), "--checkpoint", str(out)]) == 0
     assert "second look" not in capsys.readouterr().out
@@ -388,6 +395,12 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
         assert "both looks:" in said
         with Image.open(tmp_path / "two.png") as picture:
             assert picture.width > 160 * 1.5
+    onnx = tmp_path / "birds.onnx"
+    assert main(["export", "--checkpoint", str(out), "--out", str(onnx), "--magnify", "--boxes", "2"]) == 0
+    told = onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map
+    assert Rule(**json.loads(told["magnify"])) == Rule(share=0.3, boxes=2)  # the training's share
+    assert main(["export", "--checkpoint", str(out), "--out", str(onnx), "--magnify", "norm"]) == 2
+    assert "a second look by norm needs more than the exported graph gives" in capsys.readouterr().err
     assert main(["evaluate", str(birds), "--checkpoint", str(out), "--share", "0.1"]) == 2
     assert "--share: expected it together with --magnify" in capsys.readouterr().err
 

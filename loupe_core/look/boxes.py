@@ -73,6 +73,12 @@ class Rule:
             if not (isinstance(value, str) or name == "site" and value is None):
                 raise LoupeError(f"second look: {name}={value!r}; expected a name")
 
+    def __str__(self) -> str:
+        """The source, and what differs from the defaults: mask, share 0.3."""
+        changed = [f"{field.name} {getattr(self, field.name)}" for field in fields(self)
+                   if field.name != "source" and getattr(self, field.name) != field.default]
+        return ", ".join([self.source, *changed])
+
     def write(self, folder: str | Path) -> None:
         """Keeps it beside a model, as magnify.json."""
         write_whole(Path(folder) / FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -135,6 +141,12 @@ def boxes_of(map_: np.ndarray, geometry: Geometry, rule: Rule) -> list[Box]:
         (x0, y0), (x1, y1) = corners.min(0), corners.max(0)  # a mirrored input has them the other way round
         boxes.append(Box(float(x0), float(y0), float(x1 - x0), float(y1 - y0)))
     return boxes
+
+
+def hill(x: float = 0.5, y: float = 0.5, cells: int = 28) -> np.ndarray:
+    """A map `(cells, cells)` that is highest at (x, y), in fractions of the input, and falls to all sides alike."""
+    across, down = (np.arange(cells) + 0.5 - cells * middle for middle in (x, y))
+    return -(across ** 2 + down[:, None] ** 2) / cells ** 2
 
 
 def shown(box: Box, geometry: Geometry, rule: Rule, image_id: int = 0) -> Box:

@@ -43,6 +43,25 @@ def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> R
     return replace(rule, **given | (dict(source=args.magnify) if args.magnify else {}))
 
 
+def for_card(shown: dict | None) -> str | None:
+    """What a model card says of a training with `--magnify`.
+
+    Args:
+        shown: As `Magnified.shown`; None for a training without.
+    """
+    if not shown:
+        return None
+    rule = Rule(**{name: value for name, value in shown.items() if name not in ("crop", "drop")})
+    where = "the recorded one" if rule.source == "box" else (
+        f"around the highest {rule.share:.0%} of the cells of its {rule.source}, found by the model itself before each "
+        "epoch after the first")
+    return (f"In training a photograph was shown whole; or, {shown['crop']:.0%} of the times, cut from the original to "
+            f"a box; or, {shown['drop']:.0%} of the times, with that box covered by the mean colour. A box is {where}. "
+            f"`loupe evaluate --magnify` takes a second look by the same rule ({rule}; magnify.json): it sends the "
+            "part in the box through the network as well and combines the logits. Without `--magnify` there is one "
+            "look.")
+
+
 def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_size: int = 64) -> list[str]:
     """Lines for `loupe evaluate`: the accuracy with both looks and with the second alone, in fp32.
 
@@ -57,5 +76,5 @@ def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_si
     looks = magnifier.evaluate(data, batch_size)
     right = {name: int((getattr(looks, name).argmax(1).numpy() == looks.labels).sum()) for name in ("logits", "second")}
     n, shown = len(looks.labels), sum(len(boxes) for boxes in looks.boxes)
-    return [f"with a second look by {rule.source}: {accuracy(split, right['logits'], n)}",
+    return [f"with a second look by {rule}: {accuracy(split, right['logits'], n)}",
             f"the second look alone: {right['second'] / n:.4f}; {1 + shown / n:.1f} passes per photograph"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -10,11 +11,12 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from loupe_core.errors import LoupeError
+from loupe_core.look.boxes import hill
 from loupe_core.model import LoupeModel
 from loupe_core.sites import Site, find_sites, gate_of, module_outputs, to_maps
 from loupe_core.start.layers import find_places
 
-# (model in eval mode, images (B, C, H, W) on its device, site or None) -> maps (B, h, w) over the whole input
+# (model in eval mode, images (B, C, H, W) on its device, site or None) -> maps (B, h, w) over the whole input, anywhere
 Source = Callable[[LoupeModel, torch.Tensor, str | None], torch.Tensor]
 SWIN = (SwinTransformer, SwinTransformerV2)
 
@@ -64,19 +66,13 @@ def norm(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> to
 
 def centre(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
     """The middle of the input, whatever it shows: a control."""
-    return _hill(images, torch.full((len(images), 2), 0.5))
+    return torch.from_numpy(np.stack([hill()] * len(images)))
 
 
 def random(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
     """A place of the input drawn from torch's generator: a control. See `Rule.place` for one with the size of a box
     that was found."""
-    return _hill(images, torch.rand(len(images), 2))
-
-
-def _hill(images: torch.Tensor, middle: torch.Tensor, cells: int = 28) -> torch.Tensor:
-    across = (torch.arange(cells) + 0.5) / cells
-    x, y = ((across - at[:, None]) ** 2 for at in middle.T)
-    return -(x[:, None] + y[:, :, None]).to(images.device)
+    return torch.from_numpy(np.stack([hill(*at) for at in torch.rand(len(images), 2).tolist()]))
 
 
 SOURCES: dict[str, Source] = dict(mask=mask, norm=norm, centre=centre, random=random)
