@@ -118,8 +118,8 @@ def test_the_models_picture_has_the_bytes_that_pillow_makes(lab, model, size):
 def test_a_stroke_of_the_brush_changes_answer_and_mask_and_undo_restores_them(lab):
     before, said = answer(lab), lab.locator("[data-id=change]").inner_text()
     lab.locator("#lab [name=lab-colour][aria-label=blue]").check(force=True)
-    lab.locator("#lab canvas").scroll_into_view_if_needed()
-    box = lab.locator("#lab canvas").bounding_box()
+    lab.locator("#lab [data-id=picture]").scroll_into_view_if_needed()
+    box = lab.locator("#lab [data-id=picture]").bounding_box()
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ((0.3, 0.6), (0.6, 0.7))]
     lab.mouse.move(*at[0])
     lab.mouse.down()
@@ -132,7 +132,7 @@ def test_a_stroke_of_the_brush_changes_answer_and_mask_and_undo_restores_them(la
     paint = after["input"][tuple(changed[len(changed) // 2])].astype(int)
     assert paint[2] > paint[0] + 80  # blue
     assert lab.locator("[data-id=change]").inner_text().startswith("Was ")
-    assert "1 brush stroke" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "1 brush stroke" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     lab.locator("[data-id=undo]").click()
     again = answer(lab)
     np.testing.assert_array_equal(again["input"], before["input"])
@@ -144,14 +144,14 @@ def test_the_patch_moves_by_keyboard_alone(lab):
     before = answer(lab)
     for _ in range(60):
         lab.keyboard.press("Tab")
-        if lab.evaluate("document.activeElement.matches('#lab canvas')"):
+        if lab.evaluate("document.activeElement.matches('#lab [data-id=picture]')"):
             break
     lab.keyboard.press("ArrowDown")
     one = answer(lab)
     lab.keyboard.press("ArrowLeft")
     two = answer(lab)
     lab.keyboard.press("Shift+ArrowLeft")
-    assert "centre 159 across and 176 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "centre 159 across and 176 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     for a, b in itertools.combinations((before, one, two, answer(lab)), 2):
         assert np.abs(a["logits"] - b["logits"]).max() > 1e-3 and np.abs(a["mask"] - b["mask"]).max() > 1e-5
     grey = (one["input"] == 128).all(-1)  # 60 px are 60 * 124 / 336 = 22.1 of the model's, whose kernel reaches over 2
@@ -163,7 +163,7 @@ def test_the_patch_moves_by_keyboard_alone(lab):
 
 def test_clear_takes_everything_away_and_can_be_undone(lab):
     before = answer(lab)
-    lab.locator("#lab canvas").click()
+    lab.locator("#lab [data-id=picture]").click()
     covered = answer(lab)
     lab.locator("[data-id=clear]").click()
     np.testing.assert_array_equal(answer(lab)["logits"], before["logits"])
@@ -175,12 +175,12 @@ def test_clear_takes_everything_away_and_can_be_undone(lab):
 def test_many_changes_at_once_end_with_the_answer_to_the_last(lab, model):
     """Predictions run one at a time; those that come meanwhile are taken together."""
     lab.evaluate("""() => {
-        const canvas = document.querySelector("#lab canvas");
+        const canvas = document.querySelector("#lab [data-id=picture]");
         for (let i = 0; i < 100; i++)
             canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp", shiftKey: true}));
     }""")
     found = answer(lab)
-    assert "168 across and 68 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "168 across and 68 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     pixels = np.array(Image.open(io.BytesIO(published(lab, "crimson_crowned_marrel.webp"))).convert("RGB"))
     pixels[68 - 30 : 68 + 30, 168 - 30 : 168 + 30] = 128
     agree(found, model, Image.fromarray(pixels))
@@ -195,7 +195,7 @@ def test_an_own_photograph_is_answered_as_torch_does_and_leaves_no_trace_on_the_
     asked = len(lab.requests)
     file = dict(name="cup.png", mimeType="image/png", buffer=png(np.asarray(image)))
     lab.locator("#lab [data-id=file]").set_input_files(file)
-    lab.wait_for_function("document.querySelector('#lab canvas').ariaLabel.includes('cup.png')")
+    lab.wait_for_function("document.querySelector('#lab [data-id=picture]').ariaLabel.includes('cup.png')")
     agree(answer(lab), model, image)
     assert [r.url for r in lab.requests[asked:] if r.url.startswith("http")] == [] and lab.problems == []
 
@@ -205,7 +205,7 @@ def test_a_transparent_photograph_lies_on_white_and_a_large_one_is_made_smaller(
     Image.fromarray(np.dstack([noise(1200, 900), np.zeros((1200, 900), np.uint8)])).save(path)
     lab.locator("#lab [value=photo]").check()
     lab.locator("#lab [data-id=file]").set_input_files(path)
-    lab.wait_for_function("document.querySelector('#lab canvas').ariaLabel.includes('480 by 640')")
+    lab.wait_for_function("document.querySelector('#lab [data-id=picture]').ariaLabel.includes('480 by 640')")
     assert (answer(lab)["input"] == 255).all() and np.asarray(open_image(path)).min() == 255
 
 
@@ -287,22 +287,22 @@ def test_the_card_names_the_recorded_part_after_a_guess_and_marks_its_place(lab)
 def shown(page) -> np.ndarray:
     """The canvas as it is shown, (336, 336, 3)."""
     page.wait_for_selector(LAB)
-    url = page.evaluate("document.querySelector('#lab canvas').toDataURL()")
+    url = page.evaluate("document.querySelector('#lab [data-id=picture]').toDataURL()")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
 
 
 def test_a_neighbour_on_the_card_is_chosen_by_its_picture(lab):
     lab.locator("#lab .lab-group button").nth(3).click()
     lab.wait_for_selector(LAB)
-    assert lab.locator("#lab canvas").get_attribute("aria-label").startswith("Drawing of a Blue crowned Marrel")
+    assert lab.locator("#lab [data-id=picture]").get_attribute("aria-label").startswith("Drawing of a Blue crowned Marrel")
     assert lab.locator("#lab .lab-group [aria-pressed=true]").all_inner_texts() == ["Blue crowned Marrel"]
 
 
 def test_a_finger_paints_and_does_not_scroll_the_page(lab):
     before = answer(lab)
-    assert lab.evaluate("getComputedStyle(document.querySelector('#lab canvas')).touchAction") == "none"
+    assert lab.evaluate("getComputedStyle(document.querySelector('#lab [data-id=picture]')).touchAction") == "none"
     lab.evaluate("""() => {
-        const canvas = document.querySelector("#lab canvas"), box = canvas.getBoundingClientRect();
+        const canvas = document.querySelector("#lab [data-id=picture]"), box = canvas.getBoundingClientRect();
         const send = (kind, x) => canvas.dispatchEvent(new PointerEvent(kind, {pointerId: 1, pointerType: "touch",
             clientX: box.left + x * box.width, clientY: box.top + box.height / 2, bubbles: true}));
         canvas.setPointerCapture = () => {};  // there is no finger to capture
@@ -310,7 +310,7 @@ def test_a_finger_paints_and_does_not_scroll_the_page(lab):
         send("pointerdown", 0.3), send("pointermove", 0.6), send("pointerup", 0.6);
     }""")
     assert (answer(lab)["input"] != before["input"]).any()
-    assert "202 across and 168 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "202 across and 168 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
 
 
 @pytest.mark.parametrize("missing, says", [
