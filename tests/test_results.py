@@ -221,8 +221,8 @@ def test_an_interval_of_one_value_is_refused():
 def test_two_arms_are_compared_over_the_seeds_that_both_have():
     rng = np.random.default_rng(0)
     answers = {arm: rng.random((3, 40)) < share for arm, share in (("a", 0.9), ("b", 0.6))}
-    rows = {arm: [dict(seed=str(s), accuracy=str(right.mean()), right=pack_right(right)) for s, right in enumerate(each)]
-            for arm, each in answers.items()}
+    rows = {arm: [dict(seed=str(seed), accuracy=str(right.mean()), right=pack_right(right))
+                  for seed, right in enumerate(each)] for arm, each in answers.items()}
     found = compare_runs(reversed(rows["a"]), rows["b"], 40)
     wanted = paired_difference(answers["a"], answers["b"])
     assert found[:4] == pytest.approx((100 * wanted.mean, 100 * wanted.low, 100 * wanted.high, wanted.p))
