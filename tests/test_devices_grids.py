@@ -55,7 +55,7 @@ ROWS = {
     "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
     "scorecard_photographs": [dict(method="mask", seed=0)],
     "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
-    "small_profile": [dict(arm="bare", seed=0)],
+    "small_profile": [dict(arm="bare, random weights", seed=0)],
     "solar": [dict(arm=arm, seed=0) for arm in ("loupe", "bare")],
     "solar_splits": [dict(rule="darkness", by="block", seed=0)],
 }
