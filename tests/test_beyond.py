@@ -8,6 +8,7 @@ import grids_photographs as photographs
 import numpy as np
 import pytest
 import timm
+from PIL import Image
 from test_devices_grids import QuickRecipe
 
 from loupe_core import LoupeError
@@ -153,6 +154,27 @@ def test_neighbours_of_a_repeated_picture_are_found_where_the_folds_divide_them(
     apart = beyond.without_network("neighbours apart", "cell", 0)[0]
     assert apart["near"] == 0 and apart["auc"] < 1
     assert unpack_right(dict(right=apart["tested"]), 480).sum() == apart["cells"] == 96
+
+
+def test_twins_are_the_test_photographs_that_training_has_seen(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def write(split, name, picture):
+        file = tmp_path / "scans" / split / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+
+    pictures = rng.integers(0, 255, (12, 60, 60, 3)).astype(np.uint8)
+    for i, picture in enumerate(pictures[:10]):
+        write("train", f"{'ab'[i % 2]}/{i}.png", picture)
+    write("test", "a/copy.png", pictures[0])
+    write("test", "a/lighter.png", (0.5 * pictures[1] + 90).astype(np.uint8))  # of the other class
+    write("test", "a/new.png", pictures[10])
+    write("test", "b/new.png", pictures[11])
+    monkeypatch.setenv("LOUPE_PHOTOGRAPHS", str(tmp_path))
+    found = beyond.twins("scans")[0]
+    assert (found["test_images"], found["twins"], found["same_label"]) == (4, 2, 0.5)
+    assert unpack_right(dict(right=found["twin"]), 4).tolist() == [True, True, False, False]
 
 
 def test_one_row_on_made_up_cells_needs_no_package(cells, monkeypatch):

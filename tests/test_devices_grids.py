@@ -33,6 +33,7 @@ ROWS = {
     "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "cbam")],
     "agreement": [dict(arm="loupe", seed=0, other=1)],
     "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
+    "brain_twins": [dict(folder="heliconius")],
     "context": [dict(arm="loupe", seed=0)],
     "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5", images=5, seed=0)],
     "cub10_lite0": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)

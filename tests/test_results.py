@@ -147,6 +147,8 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
         pytest.skip("a training of its own: set LOUPE_RERUN to run it again")
     if grid.startswith("solar"):
         pytest.importorskip("elpv_dataset", reason="needs the extra solar")
+    if grid == "brain_twins" and "LOUPE_PHOTOGRAPHS" not in os.environ:
+        pytest.skip("set LOUPE_PHOTOGRAPHS to a folder that holds the folder brain_mri")
     function, choices, *_ = record_results.GRIDS[grid]
     wanted = AGAIN.get(grid, {})
     choice = next(c for c in choices if all(c[k] == v for k, v in wanted.items()))

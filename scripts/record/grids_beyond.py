@@ -1,4 +1,4 @@
-"""Chapter 11's runs: solar cells instead of birds (the extra `solar`), and where the mask lies on them.
+"""Chapter 11's runs: solar cells instead of birds (the extra `solar`), and where the mask lies on them; brain scans.
 
 Every cell is tested once, by one of five folds, so that the folds' test sets have no cell in common. Cells of one block
 are in one fold; only to measure what that matters, folds are drawn by single cells as well.
@@ -27,7 +27,7 @@ from loupe_lab.evidence.results import pack_right
 RECORDING = {"solar_lite0"}  # grids whose rows are not all there yet
 
 FOLDS = 5
-PIXELS, EPOCHS = 128, 3  # a side, and as many as take three minutes on one core
+PIXELS, EPOCHS = 128, 5  # a side, and as many as take three minutes on an idle core
 
 # The set does not say which of the 44 modules a cell comes from. These are lengths of runs of files, in their order,
 # that are taken for modules. What speaks for them: the kind of cell changes nine times, after 60, 300, 180, 360, 714,
@@ -314,9 +314,7 @@ def without_network(rule: str, by: str, fold: int) -> tuple[dict, None]:
         scores = np.array([darkness(image / 255, 15).max() for image in images[test]])
         scores = rankdata(scores) / len(scores)
     else:
-        x = images.reshape(N, 30, side, 30, side).mean((2, 4)).reshape(N, -1)
-        x = x - x.mean(1, keepdims=True)
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        x = standardised(images.reshape(N, 30, side, 30, side).mean((2, 4)))
         similarity = x[test] @ x[there].T  # (test cells, training cells)
         if rule == "neighbours apart":
             similarity[block[here][:, None] == block[there]] = -2
@@ -326,6 +324,37 @@ def without_network(rule: str, by: str, fold: int) -> tuple[dict, None]:
     names = ("auc", "auc_within", "auc_certain", "auc_mono", "auc_poly", "scores")
     counts = dict(cells=len(here), defective=int(labels[test].sum()), tested=pack_right(test))
     return rounded(counts | {name: found[name] for name in names} | dict(near=near), {}), None
+
+
+def standardised(images: np.ndarray) -> np.ndarray:
+    """`(N, h, w)` -> `(N, h * w)`, whose scalar products are correlations."""
+    x = images.reshape(len(images), -1)
+    x = x - x.mean(1, keepdims=True)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def twins(folder: str) -> tuple[dict, None]:
+    """Which test photographs of a folder in LOUPE_PHOTOGRAPHS are in its training split as well.
+
+    A twin is a test photograph that correlates above 0.99 with one of training (validation is cut from it), both at 30 x
+    30 pixels. twin says which ones (`pack_right`), same_label is the fraction of twins whose counterpart has their
+    label. nearest and nearest_apart: accuracy of taking the label of the photograph that correlates most, on all test
+    photographs and on those that are no twins.
+    """
+    split_of = photographs.sets(folder, "bare")
+    parts = {split: split_of(split) for split in ("train", "val", "test")}
+
+    def small(part):
+        grey = (part.image(i).convert("L").resize((30, 30), Image.Resampling.BOX) for i in range(len(part)))
+        return standardised(np.stack([np.asarray(image, float) for image in grey]))
+
+    likeness = small(parts["test"]) @ np.concatenate([small(parts["train"]), small(parts["val"])]).T
+    twin = likeness.max(1) > 0.99
+    there = np.concatenate([parts["train"].labels, parts["val"].labels])
+    right = there[likeness.argmax(1)] == parts["test"].labels
+    return rounded(dict(test_images=len(twin), twins=int(twin.sum()), twin=pack_right(twin),
+                        same_label=right[twin].mean() if twin.any() else "", nearest=right.mean(),
+                        nearest_apart=right[~twin].mean()), {}), None
 
 
 def halved(images: np.ndarray) -> np.ndarray:
@@ -347,6 +376,7 @@ def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 ARMS = ("bare", "residual", "residual, constant", "near one", "multiply")
 GRIDS = {
+    "brain_twins": (twins, [dict(folder="brain_mri")]),
     "solar_folds": (without_network, [dict(rule=rule, by=by, fold=fold) for rule, by in (
         ("neighbours", "cell"), ("neighbours apart", "cell"), ("neighbours", "block"), ("darkness", "block"))
         for fold in range(FOLDS)]),
