@@ -336,8 +336,8 @@ def standardised(images: np.ndarray) -> np.ndarray:
 def twins(folder: str) -> tuple[dict, None]:
     """Which test photographs of a folder in LOUPE_PHOTOGRAPHS are in its training split as well.
 
-    A twin is a test photograph that correlates above 0.99 with one of training (validation is cut from it), both at 30 x
-    30 pixels. twin says which ones (`pack_right`), same_label is the fraction of twins whose counterpart has their
+    A twin is a test photograph that correlates above 0.99 with one of training (validation is cut from it), both at
+    30 x 30 pixels. twin says which ones (`pack_right`), same_label is the fraction of twins whose counterpart has their
     label. nearest and nearest_apart: accuracy of taking the label of the photograph that correlates most, on all test
     photographs and on those that are no twins.
     """
