@@ -33,7 +33,8 @@ PIXELS, EPOCHS = 128, 5  # a side, and as many as take three minutes on an idle 
 # that are taken for modules. What speaks for them: the kind of cell changes nine times, after 60, 300, 180, 360, 714,
 # 530, 72, 180 and 48 files; so all runs of a kind but two are made of modules of 60 cells, or one of 72, one of 48.
 # 714 = 11 x 60 + 54 and 530 = 8 x 60 + 50 give the number of modules of each kind that the set's authors report, 18
-# and 26. By their pictures the module of 50 is the fourth of its run. That of 54 is one of five, which stay together.
+# and 26. By their pictures the module of 50 is most likely the fourth of its run (or the third: ten cells). That of 54
+# is one of five, which stay together.
 BLOCKS = (60, *5 * (60,), *3 * (60,), *6 * (60,), 60, 5 * 60 - 6, *6 * (60,), *3 * (60,), 50, *5 * (60,), 72,
           *3 * (60,), 48, *3 * (60,))
 
