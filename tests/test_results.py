@@ -125,9 +125,9 @@ def rows_of(grid: str) -> list[dict]:
 AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", seed=0), "routing": dict(kind="none"),
          "context": dict(arm="loupe", seed=0), "robustness": dict(arm="loupe", seed=0), "scales": dict(arm="loupe")}
 # One training more each, or several: a minute or more a row.
-LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar", "robustness",
+LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar_lite0", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
-        "dynamics", "solar_splits", "finetune", "cub10_lite0", "cub10_few", "cub10_vit_s", "other_photographs")
+        "dynamics", "finetune", "cub10_lite0", "cub10_few", "cub10_vit_s", "other_photographs")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,8 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
         pytest.skip("a training of its own: set LOUPE_RERUN to run it again")
     if grid.startswith("solar"):
         pytest.importorskip("elpv_dataset", reason="needs the extra solar")
+    if grid == "brain_twins" and "LOUPE_PHOTOGRAPHS" not in os.environ:
+        pytest.skip("set LOUPE_PHOTOGRAPHS to a folder that holds the folder brain_mri")
     function, choices, *_ = record_results.GRIDS[grid]
     wanted = AGAIN.get(grid, {})
     choice = next(c for c in choices if all(c[k] == v for k, v in wanted.items()))
