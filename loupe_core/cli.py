@@ -112,7 +112,7 @@ def evaluate(args: Arguments) -> None:
              f"{trainer.accelerator.mixed_precision.replace('no', 'fp32')}; {area_seen(data)}",
              f"loss {result.loss:.4f}   " + (f"mean of the mask {result.mask_mean:.4f}" if model.sites else "no mask")]
     if rule := rule_of(args, args.checkpoint):
-        lines += two_looks(model, data, rule, args.split, 4 * args.batch_size)
+        lines += two_looks(model, data, rule, args.split, args.batch_size)
     print("\n".join(lines))
     if args.card:
         for line in (*lines[3:4], found):  # where there is a second look, with both

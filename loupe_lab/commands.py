@@ -192,6 +192,8 @@ def predict(args: Arguments) -> None:
     model = _open(args.checkpoint)
     if len(model.sites) > 1 and args.site is None:
         raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
+    rule = rule_of(args, args.checkpoint)
+    magnifier = Magnifier(model, rule) if rule else None
     transform, top = transforms_for(model.data_config, train=False), min(args.top, model.num_classes)
     names = model.class_names or [f"class {k}" for k in range(model.num_classes)]
     rows, failed = [], 0
@@ -199,16 +201,21 @@ def predict(args: Arguments) -> None:
         opened = []
         for path in photographs[first : first + BATCH]:
             try:
-                opened.append((path, *transform(open_image(path))))
+                photograph = open_image(path)
+                opened.append((path, *transform(photograph), photograph if magnifier else None))
             except LoupeError as error:
                 failed += 1
                 print(f"loupe: {error}", file=sys.stderr)
-        found = answers(model, [x for _, x, _ in opened], args.site) if opened else []
-        for (path, _, geometry), (probabilities, mask) in zip(opened, found):
+        found = answers(model, [x for _, x, *_ in opened], args.site) if opened else []
+        twice = magnifier.look([photograph for *_, photograph in opened]) if magnifier and opened else None
+        for i, ((path, _, geometry, _), (probabilities, mask)) in enumerate(zip(opened, found)):
+            if twice:
+                probabilities = twice.logits[i].softmax(0).numpy()
             row = dict(file=path.relative_to(args.photo).as_posix() if args.photo.is_dir() else str(path))
             for place, k in enumerate(probabilities.argsort()[::-1][:top], 1):
                 row |= {f"class_{place}": names[k], f"probability_{place}": round(float(probabilities[k]), 4)}
-            rows.append(row | mask_columns(mask, geometry))
+            part = dict(zip(("part_x", "part_y", "part_width", "part_height"), twice.boxes[i][0])) if twice else {}
+            rows.append(row | mask_columns(mask, geometry) | part)
     if rows:
         try:
             write_table(args.out, rows)
@@ -355,6 +362,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--out", type=Path, default=Path("predictions.csv"), help="CSV file to write")
     p.add_argument("--top", type=int, default=5, help="how many classes of each photograph")
     p.add_argument("--site", help="whose gate, where the model has several")
+    add_magnify(p, "answer by two looks, and add the part that the second one shows, px")
 
     p = command(explain, "Draw the mask, or another explanation, over one photograph or a folder of them, in their own "
                 "coordinates, and print the top 5.")

@@ -1,5 +1,7 @@
 """The second look: boxes where a map is high, parts of the photograph itself, and both looks through one model."""
 
+import argparse
+import csv
 import json
 import re
 import shutil
@@ -14,9 +16,10 @@ from PIL import Image
 
 from loupe_core import CUB200, LoupeError, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.cli import main
+from loupe_core.files.images import open_image
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform
 from loupe_core.look.boxes import FILE, Rule, boxes_of, shown
-from loupe_core.look.command import two_looks
+from loupe_core.look.command import add_magnify, rule_of, two_looks
 from loupe_core.look.cut import Box, around, cut_to
 from loupe_core.look.magnifier import Magnifier, combine, fit_weight
 from loupe_core.look.sources import SOURCES
@@ -395,6 +398,17 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
         assert "both looks:" in said
         with Image.open(tmp_path / "two.png") as picture:
             assert picture.width > 160 * 1.5
+    table = tmp_path / "table.csv"
+    assert main(["predict", str(birds / "images"), "--checkpoint", str(out), "--magnify", "--boxes", "2", "--out",
+                 str(table)]) == 0
+    rows, model = list(csv.DictReader(table.open())), LoupeModel.from_pretrained(out / "best")
+    photographs = [open_image(birds / "images" / row["file"]) for row in rows]
+    looks = Magnifier(model, Rule(share=0.3, boxes=2)).look(photographs)
+    for row, boxes, p in zip(rows, looks.boxes, looks.logits.softmax(1)):
+        assert [int(row[f"part_{name}"]) for name in Box._fields] == list(boxes[0])
+        assert row["class_1"] == model.class_names[p.argmax()] and abs(float(row["probability_1"]) - p.max()) < 1e-3
+    assert main(["predict", str(photograph), "--checkpoint", str(out), "--out", str(table)]) == 0
+    assert "part_x" not in table.read_text()
     onnx = tmp_path / "birds.onnx"
     assert main(["export", "--checkpoint", str(out), "--out", str(onnx), "--magnify", "--boxes", "2"]) == 0
     told = onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map
@@ -403,6 +417,32 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
     assert "a second look by norm needs more than the exported graph gives" in capsys.readouterr().err
     assert main(["evaluate", str(birds), "--checkpoint", str(out), "--share", "0.1"]) == 2
     assert "--share: expected it together with --magnify" in capsys.readouterr().err
+
+
+def test_options_change_the_kept_rule_one_by_one(tmp_path):
+    p = argparse.ArgumentParser()
+    add_magnify(p, "look twice")
+    Rule(source="norm", site="stage3", share=0.4).write(tmp_path)
+    for words, expected in (([], None), (["--magnify"], Rule(source="norm", site="stage3", share=0.4)),
+                            (["--magnify", "norm", "--boxes", "2"], Rule("norm", "stage3", 0.4, 2)),
+                            (["--magnify", "mask"], Rule(share=0.4)),  # the site was of another source
+                            (["--magnify", "mask", "--magnify-site", "stage2", "--closer", "64"],
+                             Rule(share=0.4, site="stage2", pixels=64))):
+        assert rule_of(p.parse_args(words), tmp_path) == expected
+    assert rule_of(p.parse_args(["--magnify"])) == rule_of(p.parse_args(["--magnify"]), tmp_path / "none") == Rule()
+    for option in ("--magnify-site", "--closer", "--boxes"):
+        with pytest.raises(LoupeError, match=f"{option}: expected it together with --magnify"):
+            rule_of(p.parse_args([option, "1"]), tmp_path)
+
+
+def test_a_model_with_several_gates_is_told_which(tmp_path, capsys):
+    three = LoupeModel("swin_micro", 4, pretrained=False, site=("stage1", "stage2"))
+    three.save_pretrained(tmp_path / "three")
+    noise(60, 60).save(tmp_path / "n.png")
+    explain_ = ["explain", str(tmp_path / "n.png"), "--checkpoint", str(tmp_path / "three"), "--out",
+                str(tmp_path / "o.png"), "--site", "stage1", "--magnify"]
+    assert main(explain_) == 2 and "expected site= one of stage1, stage2" in capsys.readouterr().err
+    assert main([*explain_, "--magnify-site", "stage2"]) == 0
 
 
 def test_a_set_without_boxes_says_so(tmp_path, capsys):

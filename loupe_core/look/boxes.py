@@ -124,8 +124,8 @@ def boxes_of(map_: np.ndarray, geometry: Geometry, rule: Rule) -> list[Box]:
         raise LoupeError(f"second look: found a map of shape {cells.shape}"
                          + ("" if cells.ndim != 2 or not cells.size else " with values that are not finite")
                          + "; expected (h, w) finite numbers: did the training diverge?")
-    cells = cells - cells.min()
-    if cells.max() <= FLAT * max(np.abs(map_).max(), 1e-30):
+    largest, cells = np.abs(cells).max(), cells - cells.min()
+    if cells.max() <= FLAT * max(largest, 1e-30):
         x0, y0, x1, y1 = geometry.visible_box()
         return [Box(x0, y0, x1 - x0, y1 - y0)]
     count = max(round(rule.share * cells.size), 1)

@@ -13,9 +13,12 @@ from loupe_core.look.magnifier import Magnifier
 from loupe_core.look.sources import SOURCES
 from loupe_core.model import LoupeModel
 
+# of `add_magnify`, beside --magnify: where argparse keeps each
+OPTIONS = dict(share="--share", boxes="--boxes", pixels="--closer", magnify_site="--magnify-site")
+
 
 def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
-    """The options `--magnify`, `--share`, `--boxes` and `--closer`."""
+    """The option `--magnify` and those of `OPTIONS`."""
     group = p.add_argument_group("a second look")
     group.add_argument("--magnify", nargs="?", const="", choices=("", *SOURCES, "box"), metavar="SOURCE",
                        help=f"{about}; where to look: {', '.join(SOURCES)}, or box, the recorded one; without a name, "
@@ -26,21 +29,25 @@ def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
                        "given")
     group.add_argument("--closer", type=int, metavar="PX", dest="pixels", help="side of the second look's input; as "
                        "the first's if it is not given")
+    group.add_argument("--magnify-site", metavar="SITE", help="whose mask or features, where the model has several "
+                       "gates")
 
 
 def rule_of(args: argparse.Namespace, checkpoint: str | Path | None = None) -> Rule | None:
     """The rule that the options ask for, beginning with the one kept in a checkpoint; None without `--magnify`.
 
     Raises:
-        LoupeError: `--share` or `--boxes` without it; or as in `Rule`.
+        LoupeError: One of the others without it; or as in `Rule`.
     """
-    given = {name: getattr(args, name) for name in ("share", "boxes", "pixels") if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.magnify is None:
         if given:
-            raise LoupeError(f"--{next(iter(given)).replace('pixels', 'closer')}: expected it together with --magnify")
+            raise LoupeError(f"{OPTIONS[next(iter(given))]}: expected it together with --magnify")
         return None
     rule = (checkpoint and Rule.read(checkpoint)) or Rule()
-    return replace(rule, **given | (dict(source=args.magnify) if args.magnify else {}))
+    if args.magnify and args.magnify != rule.source:  # the kept site was of another source
+        rule = replace(rule, source=args.magnify, site=None)
+    return replace(rule, **{name.removeprefix("magnify_"): value for name, value in given.items()})
 
 
 def for_card(shown: dict | None) -> str | None:
@@ -62,7 +69,7 @@ def for_card(shown: dict | None) -> str | None:
             "look.")
 
 
-def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_size: int = 64) -> list[str]:
+def two_looks(model: LoupeModel, data: Dataset, rule: Rule, split: str, batch_size: int = 16) -> list[str]:
     """Lines for `loupe evaluate`: the accuracy with both looks and with the second alone, in fp32.
 
     Args:

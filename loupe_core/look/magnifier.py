@@ -120,9 +120,12 @@ class Magnifier(nn.Module):
             logits = torch.cat([model(some) for some in x.split(size)]).float().cpu()
         return torch.stack([of.mean(0) for of in logits.split([len(of) for of in boxes])])
 
-    def evaluate(self, data: Dataset, batch_size: int = 64, workers: int = 0, progress: bool = True) -> Looks:
+    def evaluate(self, data: Dataset, batch_size: int = 16, workers: int = 0, progress: bool = True) -> Looks:
         """Both looks at all photographs of a `CUB200` or `PhotoFolder`, whatever its transform. Random places are those
         of `Rule.seed`.
+
+        Args:
+            batch_size: So many photographs are in memory at a time, in their full size.
 
         Raises:
             LoupeError: The set is empty or does not hold photographs.

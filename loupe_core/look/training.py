@@ -29,7 +29,7 @@ class Magnified(Dataset):
         model: The one that is trained.
         rule: As in `Magnifier`; of several boxes, one is drawn.
         crop, drop: Probabilities.
-        batch_size: Of the pass that finds boxes.
+        batch_size: Of the pass that finds boxes: so many photographs are in memory at a time, in their full size.
         progress: Show a bar there.
 
     Raises:
@@ -38,7 +38,7 @@ class Magnified(Dataset):
     """
 
     def __init__(self, dataset: Dataset, model: LoupeModel, rule: Rule | None = None, crop: float = 0.4,
-                 drop: float = 0.1, batch_size: int = 64, progress: bool = True) -> None:
+                 drop: float = 0.1, batch_size: int = 16, progress: bool = True) -> None:
         if not (0 <= crop and 0 <= drop and crop + drop <= 1):
             raise LoupeError(f"second look: crop={crop}, drop={drop}; expected probabilities whose sum is 1 at most")
         self.photographs = photographs_of(dataset)
