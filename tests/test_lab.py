@@ -225,7 +225,7 @@ def looked_twice(page) -> dict:
 
 def test_the_second_look_is_the_magnifiers_and_is_shown(lab, model):
     box = lab.locator("#lab [data-id=twice]")
-    assert not lab.locator("#lab [data-id=part]").is_visible()
+    assert not lab.locator("#lab [data-id=closer]").is_visible()
     assert lab.evaluate("document.querySelector('#lab').second") is None
     plain = shown(lab)
     box.check()
@@ -247,7 +247,7 @@ def test_the_second_look_is_the_magnifiers_and_is_shown(lab, model):
     assert f"both together {names[both.argmax()]} {both.max():.2f}." in lab.locator("[data-id=both]").inner_text()
     said = f"{part.width} by {part.height} pixels of 336 by 336, from {part.x} across and {part.y} down."
     assert said in lab.locator("[data-id=cut]").inner_text()
-    assert said in lab.locator("[data-id=part]").get_attribute("aria-label")
+    assert said in lab.locator("[data-id=closer]").get_attribute("aria-label")
     ys, xs = np.nonzero((shown(lab) != plain).any(-1))  # its outline
     edges = (part.x, part.x + part.width, part.y, part.y + part.height)
     for edge, seen in zip(edges, (xs.min(), xs.max(), ys.min(), ys.max())):
@@ -255,7 +255,7 @@ def test_the_second_look_is_the_magnifiers_and_is_shown(lab, model):
     box.uncheck()
     lab.wait_for_selector(LAB)
     np.testing.assert_array_equal(shown(lab), plain)
-    assert not lab.locator("#lab [data-id=part]").is_visible()
+    assert not lab.locator("#lab [data-id=closer]").is_visible()
 
 
 def test_what_is_painted_is_seen_by_the_second_look_too(lab):
@@ -458,8 +458,10 @@ def test_every_mode_is_accessible_and_fits(new_page, width, dark, mode):
     if mode == "draw":
         page.locator("#lab [data-id=twice]").check()
         page.wait_for_selector(LAB)
-        assert page.locator("#lab [data-id=part]").is_visible()
+        assert page.locator("#lab [data-id=closer]").is_visible()
     assert axe(page, "#lab") == [] and page.problems == []
+    names = page.evaluate("[...document.querySelectorAll('#lab [data-id]')].map(element => element.dataset.id)")
+    assert len(set(names)) == len(names)  # the script finds each by its name
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

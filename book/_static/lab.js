@@ -43,7 +43,7 @@ const FORM = `
     <p id="lab-twice" class="lab-small">Cuts out the part where the mask is high, and asks the network again.</p>
   </div>
   <div class="lab-picture" data-second hidden>
-    <canvas class="lab-part" role="img" data-id="part"></canvas>
+    <canvas class="lab-part" role="img" data-id="closer"></canvas>
     <p class="lab-small" data-id="cut"></p>
   </div>
   <div class="lab-answer" data-second hidden>
@@ -177,7 +177,7 @@ async function run(root, form, data, predict, say) {
   function showPart({box, part}) {
     const [x, y, w, h] = box, zoom = base.width / whole.width;
     line(() => pen.rect(x * zoom, y * zoom, w * zoom, h * zoom));
-    const canvas = id("part"), enlarged = canvas.getContext("2d"), scale = data.kit.size / Math.max(w, h);
+    const canvas = id("closer"), enlarged = canvas.getContext("2d"), scale = data.kit.size / Math.max(w, h);
     Object.assign(canvas, {width: Math.max(Math.round(w * scale), 1), height: Math.max(Math.round(h * scale), 1)});
     enlarged.imageSmoothingQuality = "high";
     enlarged.drawImage(part, 0, 0, canvas.width, canvas.height);
