@@ -25,21 +25,21 @@ def test_swin_micro_has_the_documented_shapes():
 
 
 def test_the_weights_are_small_finite_and_without_a_head():
-    assert WEIGHTS.stat().st_size <= 4e6
-    weights = load_file(WEIGHTS)
+    assert WEIGHTS["attributes"].stat().st_size <= 4e6
+    weights = load_file(WEIGHTS["attributes"])
     assert not any(name.startswith("head.fc") for name in weights)
     assert all(v.isfinite().all() for v in weights.values())
 
 
 def test_every_attribute_was_learned_above_85_percent_within_90_cpu_minutes():
-    rows = [json.loads(line) for line in WEIGHTS.with_suffix(".jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in WEIGHTS["attributes"].with_suffix(".jsonl").read_text().splitlines()]
     assert len(rows) == rows[0]["epochs"] + 1 and rows[0]["birds"] >= 10_000
     assert min(rows[-1][a] for a in ATTRIBUTES) > 0.85
     assert rows[-1]["cpu_seconds"] / 60 <= 90
 
 
 def test_pretrained_true_loads_the_file_for_any_number_of_classes():
-    weights = load_file(WEIGHTS)
+    weights = load_file(WEIGHTS["attributes"])
     for num_classes in (0, 5):
         state = timm.create_model("swin_micro", pretrained=True, num_classes=num_classes).state_dict()
         assert all(torch.equal(state[k], v.float()) for k, v in weights.items())
@@ -95,7 +95,7 @@ def test_the_command_writes_weights_and_log(tmp_path, monkeypatch):
     main(["--out", str(tmp_path / "w.safetensors"), "--birds", "64", "--epochs", "1", "--batch-size", "32"])
     rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
     assert rows[0]["birds"] == 64 and set(ATTRIBUTES) <= set(rows[1])
-    assert load_file(tmp_path / "w.safetensors").keys() == load_file(WEIGHTS).keys()
+    assert load_file(tmp_path / "w.safetensors").keys() == load_file(WEIGHTS["attributes"]).keys()
     assert not list(tmp_path.glob("*unfinished*"))
 
 
