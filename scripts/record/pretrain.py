@@ -11,8 +11,8 @@ segmentation enters the loss (boxes only keep the bird inside the augmenting cro
 has not been trained to.
 
 Beside the weights it writes a .jsonl: the configuration, then one row per epoch (loss, accuracy of every label on
-held-out birds, seconds, CPU seconds). A run that was stopped goes on after its last complete epoch when the same command
-is given again, and ends as if it had not been stopped; until it ends, a .state lies beside the weights.
+held-out birds, seconds, CPU seconds). A run that was stopped goes on after its last complete epoch when the same
+command is given again, and ends as if it had not been stopped; until it ends, a .state lies beside the weights.
 """
 
 import argparse
@@ -165,8 +165,8 @@ def pretrain(out: Path | None = None, labels: str = "attributes", species: int |
         species: see `draw_set`; None means 0 for attributes, 500 for species.
 
     Raises:
-        LoupeError: the loss is not finite, and the files are as the last complete epoch left them; or `out` has the state
-            of a run with other settings.
+        LoupeError: the loss is not finite, and the files are as the last complete epoch left them; or `out` has the
+            state of a run with other settings.
     """
     began, out = time.time(), Path(out or WEIGHTS[labels])
     species = (500 if labels == "species" else 0) if species is None else species
@@ -232,7 +232,7 @@ def _keep(out: Path, settings: dict, model: Reader, parts: list, rows: list[dict
 
 
 def _go_on(out: Path, settings: dict, model: Reader, parts: list) -> list[dict]:
-    """Puts everything back as the last complete epoch left it; returns the rows so far, none where nothing was begun."""
+    """Puts everything back as the last complete epoch left it; returns the rows so far, none for a new run."""
     file = out.with_suffix(".state")
     if not file.exists():
         return []
