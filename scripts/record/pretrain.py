@@ -180,11 +180,12 @@ def pretrain(out: Path | None = None, labels: str = "attributes", species: int |
     optimizers = _optimizers(model, lr, matrix_lr, weight_decay)
     steps = epochs * (birds // batch_size)
     warm_up = max(min(300, steps // 10), 1)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / warm_up, 1)
-                                                   * (0.5 + 0.5 * np.cos(np.pi * i / steps))) for o in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(  # a float, not numpy's: `_go_on` reads no other types
+        o, lambda i: float(min((i + 1) / warm_up, 1) * (0.5 + 0.5 * np.cos(np.pi * i / steps)))) for o in optimizers]
     autocast = torch.autocast("cpu", torch.bfloat16)
     rows = [settings | dict(steps=steps, parameters=sum(p.numel() for p in model.backbone.parameters()),
-                            torch=torch.__version__, timm=timm.__version__, drawing_seconds=round(time.time() - began))]
+                            torch=str(torch.__version__), timm=timm.__version__,
+                            drawing_seconds=round(time.time() - began))]
     rows = _go_on(out, settings, model, [*optimizers, *schedules]) or rows
     done, cpu = rows[-1].get("seconds", 0), rows[-1].get("cpu_seconds", 0)
     began = began if len(rows) == 1 else time.time()
