@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pretrain
 import pytest
+import record_results
 import timm
 import torch
 from helpers import drawn_here
@@ -26,10 +27,17 @@ def test_swin_micro_has_the_documented_shapes():
 
 @pytest.mark.parametrize("labels", WEIGHTS)
 def test_the_weights_are_small_finite_and_without_a_head(labels):
+    made(labels)
     assert WEIGHTS[labels].stat().st_size <= 4e6
     weights = load_file(WEIGHTS[labels])
     assert not any(name.startswith("head.fc") for name in weights)
     assert all(v.isfinite().all() for v in weights.values())
+
+
+def made(labels):
+    """Skips where weights are still being made, which the grid that compares them says: RECORDING."""
+    if not WEIGHTS[labels].exists() and "pretraining" in record_results.RECORDING:
+        pytest.skip(f"the weights for {labels} are being made: scripts/record/pretrain.py --labels {labels}")
 
 
 def log_of(labels):
@@ -38,6 +46,7 @@ def log_of(labels):
 
 
 def test_both_pretrainings_had_the_same_budget():
+    made("species")
     one, other = log_of("attributes"), log_of("species")
     assert other[0]["labels"] == "species" and other[0]["species"] >= 200
     settings = ("birds", "epochs", "batch_size", "lr", "matrix_lr", "weight_decay", "seed", "parameters")
@@ -56,6 +65,7 @@ def test_every_attribute_was_learned_above_85_percent_within_90_cpu_minutes():
 @pytest.mark.parametrize("name, labels", [("swin_micro", "attributes"), ("swin_micro.attributes", "attributes"),
                                           ("swin_micro.species", "species")])
 def test_pretrained_true_loads_the_file_for_any_number_of_classes(name, labels, monkeypatch):
+    made(labels)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     weights = load_file(WEIGHTS[labels])
     for num_classes in (0, 5):
