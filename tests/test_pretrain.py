@@ -25,6 +25,12 @@ def test_swin_micro_has_the_documented_shapes():
     assert [tuple(s.shape[1:]) for s in stages] == [(32, 28, 28), (64, 14, 14), (128, 7, 7), (256, 4, 4)]
 
 
+def made(labels):
+    """Skips where weights are still being made, which the grid that compares them says: RECORDING."""
+    if not WEIGHTS[labels].exists() and "pretraining" in record_results.RECORDING:
+        pytest.skip(f"the weights for {labels} are being made: scripts/record/pretrain.py --labels {labels}")
+
+
 @pytest.mark.parametrize("labels", WEIGHTS)
 def test_the_weights_are_small_finite_and_without_a_head(labels):
     made(labels)
@@ -32,12 +38,6 @@ def test_the_weights_are_small_finite_and_without_a_head(labels):
     weights = load_file(WEIGHTS[labels])
     assert not any(name.startswith("head.fc") for name in weights)
     assert all(v.isfinite().all() for v in weights.values())
-
-
-def made(labels):
-    """Skips where weights are still being made, which the grid that compares them says: RECORDING."""
-    if not WEIGHTS[labels].exists() and "pretraining" in record_results.RECORDING:
-        pytest.skip(f"the weights for {labels} are being made: scripts/record/pretrain.py --labels {labels}")
 
 
 def log_of(labels):
