@@ -72,6 +72,6 @@ def probes(labels: str, attribute: str) -> tuple[dict, None]:
 GRIDS = {
     "pretraining": (pretraining, [dict(labels=labels, arm=arm, seed=seed) for labels in WEIGHTS for seed in range(5)
                                   for arm in ARMS]),
-    "pretraining_probes": (probes, [dict(labels=labels, attribute=attribute) for labels in (*WEIGHTS, "none")
+    "pretraining_probes": (probes, [dict(labels=labels, attribute=attribute) for labels in ("none", *WEIGHTS)
                                     for attribute in ATTRIBUTES]),
 }
