@@ -287,7 +287,10 @@ def test_axe_is_the_one_that_package_json_names():
 def test_the_lens_of_the_first_page_follows_pointer_and_keys(browser, site):
     page = open_page(browser, f"{site}intro.html", WIDE)
     plate, through = page.locator(".lens-plate"), page.locator(".lens-through")
-    clip = lambda: through.evaluate("e => getComputedStyle(e).clipPath")  # noqa: E731
+
+    def clip() -> str:
+        return through.evaluate("e => getComputedStyle(e).clipPath")
+
     box = plate.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
     assert clip().endswith("at 50% 25%)")

@@ -71,7 +71,7 @@ def lens() -> None:
     with a ring around the part in which its species differs from its neighbours."""
     model = LoupeModel.from_pretrained(FIELDGUIDE).eval()
     transform = transforms_for(model.data_config, train=False)
-    plain, masked = figure(2, 3, size=(9, 6), gridspec_kw=TOUCHING), figure(2, 3, size=(9, 6), gridspec_kw=TOUCHING)
+    plain, masked = (figure(2, 3, size=(9, 6), gridspec_kw=TOUCHING) for _ in range(2))
     for above, below, number in zip(plain[1].flat, masked[1].flat, BIRDS):
         bird = draw(SPECIES[number].attributes, seed=number, size=448)
         image = Image.fromarray(bird.image)
