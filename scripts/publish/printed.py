@@ -136,7 +136,9 @@ def without_bound(prose: str) -> str:
 
 def without_marks(prose: str) -> str:
     """The text as a page shows it."""
-    return MARK.sub("", prose)
+    for mark in reversed(marks(prose)):
+        prose = prose[:mark.start()] + prose[mark.end():]
+    return prose
 
 
 def prose_of(notebook: nbformat.NotebookNode) -> str:
