@@ -67,8 +67,8 @@ def birds() -> None:
 
 
 def lens() -> None:
-    """Two plates of the same drawn birds for the first page: as they are; and multiplied by the mask of the shipped Loupe,
-    with a ring around the part in which each species differs from its neighbours."""
+    """Two plates of the same drawn birds for the first page: as they are; and multiplied by the mask of the shipped
+    Loupe, with a ring around the part in which each species differs from its neighbours."""
     model = LoupeModel.from_pretrained(FIELDGUIDE).eval()
     transform = transforms_for(model.data_config, train=False)
     plain, masked = (figure(2, 3, size=(9, 6), gridspec_kw=TOUCHING) for _ in range(2))
