@@ -122,12 +122,15 @@ def score(model: LoupeModel, scenes: list[Scene], method: str | torch.Tensor = "
 
 def columns(values: dict) -> dict:
     """The mean of each score over the images; `hits` and `hits_telling`: which images have their peak on the object and
-    at the telling part, see `pack_right`."""
+    at the telling part, ties broken at random, see `pack_right`."""
+    def hits(v):
+        return pack_right(np.random.default_rng(0).random(len(v)) < v)
+
     def mean(v):
         return "" if np.isnan(v).all() else round(float(np.nanmean(v)), 4)
 
     row = {name: mean(values.get(name, np.array(np.nan))) for name in COLUMNS}
-    return row | dict(hits=pack_right(values["pointing"] == 1), hits_telling=pack_right(values["telling"] == 1))
+    return row | dict(hits=hits(values["pointing"]), hits_telling=hits(values["telling"]))
 
 
 def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
