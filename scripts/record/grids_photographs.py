@@ -203,7 +203,8 @@ GRIDS = {
         "multiply, stage3"], 3, "vit_s")),
     "other_photographs": (photograph, [
         *rows("heliconius", [*GATES, "oracle wings", "oracle crop to the wings"], 3),
-        *rows("flowers17", GATES, 3, pixels=160), *rows("brain_mri", GATES, 3, pixels=160)]),
+        *rows("flowers17", GATES, 3, pixels=160), *rows("brain_mri", GATES, 3, pixels=160),
+        *rows("heliconius", ["residual, lambda 0"], 3)]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
         "cub10", [*GATES, "residual, lambda 0.5"], 5, images=images)]),
 }
