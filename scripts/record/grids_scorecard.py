@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from grids_first import photographs
+from PIL import Image
 from runs import telling_parts, trained
 
 from loupe_core import CUB200, LoupeModel, Trainer, transforms_for
+from loupe_core.model import FIELDGUIDE
 from loupe_core.samples import Sample
 from loupe_core.start.devices import device_of
+from loupe_lab.birds.fieldguide import SPECIES, draw
 from loupe_lab.evidence.explain import explain
-from loupe_lab.evidence.results import pack_right
+from loupe_lab.evidence.results import interval, pack_right
 from loupe_lab.evidence.scorecard import (
     CURVES,
     LAYERS,
@@ -28,6 +31,7 @@ from loupe_lab.evidence.scorecard import (
     on_grid,
     on_object,
     randomisation,
+    rank_of_part,
 )
 
 LITE0 = dict(head="backbone.classifier", last_stage="backbone.blocks.6", all="")
@@ -173,6 +177,29 @@ def scorecard_photographs(method: str, seed: int) -> tuple[dict, Trainer]:
     return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), trainer
 
 
+def occlusion_sets(seed: int) -> tuple[dict, None]:
+    """Chapter 06's comparison of the mask with occlusion on other sets of birds, one of each species: the rank of the
+    telling part among the bird's own cells, means; and the difference, with an interval for other birds."""
+    model, samples, birds = LoupeModel.from_pretrained(FIELDGUIDE), [], []
+    transform = transforms_for(model.data_config, train=False)
+    for label, species in enumerate(SPECIES):
+        bird = draw(species.attributes, (9, seed, label), weather=1.0)
+        image, geometry = transform(Image.fromarray(bird.image))
+        samples.append(Sample(image, label, torch.tensor(bird.parts), torch.tensor(bird.box), geometry, "", 0))
+        birds.append(bird)
+    images = torch.stack([sample.image for sample in samples])
+    ranks = {}
+    for method in ("mask", "occlusion"):
+        ranks[method] = np.array([max((rank_of_part(map_, sample, k, bird.segmentation) for k in telling_parts(
+            f"0.{SPECIES[sample.label].name}")), key=lambda rank: np.isfinite(rank[0]))[1]
+            for map_, sample, bird in zip(on_grid(explain(model, images, method)), samples, birds)])
+    apart = ranks["mask"] - ranks["occlusion"]
+    apart = interval(apart[np.isfinite(apart)])
+    numbers = {name: np.nanmean(values) for name, values in ranks.items()} | dict(
+        difference=apart.mean, low=apart.low, high=apart.high)
+    return {name: round(float(value), 4) for name, value in numbers.items()}, None
+
+
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
 MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which only the mask is scored
 CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
@@ -189,4 +216,5 @@ def kind(row: dict) -> str:
 
 RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
 PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
-GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}
+GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS),
+         "occlusion_sets": (occlusion_sets, [dict(seed=seed) for seed in range(5)])}
