@@ -210,7 +210,7 @@ def keep(tiny):  # noqa: F811
         cache.cache_clear()
 
 
-@pytest.mark.parametrize("arm", ["bare", "residual", "near one", "oracle box"])
+@pytest.mark.parametrize("arm", ["bare", "residual, fast", "near one", "oracle box"])
 def test_every_map_of_an_arm_is_scored_on_all_test_photographs(arm, keep):
     which, maps = keep("cub10", "lite0", arm), {}
     for row in grids.GRIDS["pointing"][1]:
@@ -224,14 +224,14 @@ def test_every_map_of_an_arm_is_scored_on_all_test_photographs(arm, keep):
     if arm == "bare":
         assert maps["constant"]["rank"] == 0.5 and maps["constant"]["map_sd"] == 0
         assert maps["outline"]["rank"] > 0.95 > maps["centre"]["rank"]
-    if arm == "residual":  # at the start its mask is 0.5 everywhere
+    if arm == "residual, fast":  # at the start its mask is 0.5 everywhere
         assert maps["mask"]["rank"] == 0.5 and maps["mask"]["map_sd"] == 0 < maps["untrained"]["map_sd"]
     if arm == "oracle box":
         assert maps["mask"]["rank"] > 0.95
 
 
 def test_maps_of_a_transformer_are_scored_as_well(keep):
-    which = keep("cub10", "vit_s", "multiply")
+    which = keep("cub10", "vit_s", "multiply, fast")
     for map_ in ("mask", "rollout", "features"):
         assert grids.localised(**which, map=map_)[0]["images"] == 40
 
@@ -248,14 +248,14 @@ def test_patches_are_the_same_for_all_networks_and_unknown_where_no_square_fits(
 
 
 def test_an_accuracy_on_other_backdrops_has_an_answer_for_each_photograph(keep):
-    outcome, _ = grids.backdrops(**keep("heliconius", "lite0", "residual"))
+    outcome, _ = grids.backdrops(**keep("heliconius", "lite0", "residual, fast"))
     assert outcome["images"] == 8 and outcome["gate_moved"] == 0
     assert all(0 <= outcome[name] <= 1 and len(outcome[f"right_{name}"]) == 2 for name in grids.SETTINGS)
 
 
 def test_the_rows_name_recorded_trainings_whose_weights_are_kept():
     trained = {tuple(row[k] for k in ("photographs", "backbone", "pixels", "arm", "seed"))
-               for name in ("cub10_lite0", "cub10_vit_s", "other_photographs")
+               for name in ("cub10_lite0", "cub10_gates", "cub10_vit_s", "other_photographs")
                for row in record_results.GRIDS[name][1]}
     for grid in ("pointing", "patches", "backdrops"):
         choices = grids.GRIDS[grid][1]
