@@ -128,7 +128,7 @@ AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", 
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar_lite0", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
         "dynamics", "finetune", "cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs",
-        "pointing", "patches", "backdrops")
+        "pretraining", "pretraining_probes", "pointing", "patches", "backdrops", "occlusion_sets")
 
 
 @pytest.fixture(scope="module")
