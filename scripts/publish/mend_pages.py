@@ -24,6 +24,8 @@ MENDS = [
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # Entries of a list are list items; DPUB-ARIA 1.1 deprecates the role that Sphinx writes.
     (r'role="doc-biblioentry"', 'role="listitem"'),
+    # "Figure 3.2 What it shows" reads as one sentence.
+    (r'(<span class="caption-number">[^<]*?) ?</span>', r"\1. </span>"),
     # See `mend`.
     (r'(="_images/\w+)\.png"', r'\1.webp"'),
 ]
