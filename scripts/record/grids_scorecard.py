@@ -200,6 +200,7 @@ def occlusion_sets(seed: int) -> tuple[dict, None]:
     return {name: round(float(value), 4) for name, value in numbers.items()}, None
 
 
+RECORDING = {"occlusion_sets"}  # grids whose rows are not all there yet
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
 MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which only the mask is scored
 CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
