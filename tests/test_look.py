@@ -376,8 +376,8 @@ def test_train_evaluate_explain_with_a_second_look(tmp_path, capsys):
                  "--precision", "no", "--magnify", "--share", "0.3"]) == 0
     assert Rule.read(out / "best") == Rule(share=0.3)
     card = out / "best" / "README.md"
-    assert "## A second look\n\nIn training a photograph was shown whole; or, 40% of the times, cut" in card.read_text()
-    assert "the highest 30% of the cells of its mask" in card.read_text()
+    assert "## A second look\n\nIn training a photograph was shown whole; or, 40% of the time, cut" in card.read_text()
+    assert "the highest 30% of the cells of a map (mask)" in card.read_text()
     capsys.readouterr()
     for _ in range(2):  # the second time takes the place of the first
         assert main(["evaluate", str(birds), "--checkpoint", str(out), "--magnify", "--card"]) == 0

@@ -60,10 +60,10 @@ def for_card(shown: dict | None) -> str | None:
         return None
     rule = Rule(**{name: value for name, value in shown.items() if name not in ("crop", "drop")})
     where = "the recorded one" if rule.source == "box" else (
-        f"around the highest {rule.share:.0%} of the cells of its {rule.source}, found by the model itself before each "
-        "epoch after the first")
-    return (f"In training a photograph was shown whole; or, {shown['crop']:.0%} of the times, cut from the original to "
-            f"a box; or, {shown['drop']:.0%} of the times, with that box covered by the mean colour. A box is {where}. "
+        f"around the highest {rule.share:.0%} of the cells of a map ({rule.source}) that the model itself makes before "
+        "each epoch after the first")
+    return (f"In training a photograph was shown whole; or, {shown['crop']:.0%} of the time, cut from the original to "
+            f"a box; or, {shown['drop']:.0%} of the time, with that box covered by the mean colour. A box is {where}. "
             f"`loupe evaluate --magnify` takes a second look by the same rule ({rule}; magnify.json): it sends the "
             "part in the box through the network as well and combines the logits. Without `--magnify` there is one "
             "look.")
