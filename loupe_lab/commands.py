@@ -23,10 +23,11 @@ from loupe_core.files.folders import list_images
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
-from loupe_core.heatmap import alt_text, is_flat
+from loupe_core.heatmap import is_flat
 from loupe_core.look.command import add_magnify, rule_of
 from loupe_core.look.magnifier import Magnifier
 from loupe_core.look.sources import SOURCES
+from loupe_core.look.words import alt_text
 from loupe_core.model import LoupeModel
 from loupe_core.start.devices import device_of, on_best_device
 
