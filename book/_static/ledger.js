@@ -24,7 +24,7 @@ filter(); // a browser may keep what was chosen when the page is loaded again
 
 function unfold() {
   const claim = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (claim?.matches("details.claim")) { claim.open = true; claim.scrollIntoView(); }
+  if (claim && claim.matches("details.claim")) { claim.open = true; claim.scrollIntoView(); }
 }
 addEventListener("hashchange", unfold);
 unfold();

@@ -311,6 +311,8 @@ def configuration(source: Path) -> dict:
         build_lab(static / "lab")
     where = web_assets.publish(static)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    own = config["sphinx"].get("local_extensions", {})
+    config["sphinx"]["local_extensions"] = {name: str(ROOT / folder) for name, folder in own.items()}
     config["sphinx"]["config"] |= {
         "html_extra_path": [str(extra)],
         "mathjax_path": f"{where['mathjax']}tex-mml-chtml.js",
