@@ -35,7 +35,7 @@ def test_the_learned_part_outweighs_the_centre_prior():
     x = torch.randn(1, 64, 7, 7)
     before = gate(x)[0, 0]
     learn = torch.optim.Adam(gate.parameters(), lr=0.02)
-    for _ in range(100):
+    for _ in range(300):
         learn.zero_grad()
         nn.functional.binary_cross_entropy(gate(x), corner).backward()
         learn.step()
