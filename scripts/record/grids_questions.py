@@ -190,8 +190,10 @@ def flow(arm: str, seed: int, epoch: int) -> tuple[dict, None]:
 
 
 SEEDS = 5
+LATER = ("bare, no decay", "start near 0", "warm-up 10", "stage3")  # the other arms first
 GRIDS = {
-    "questions": (questions, [dict(arm=arm, seed=seed) for seed in range(SEEDS) for arm in CHANGES]),
+    "questions": (questions, [dict(arm=arm, seed=seed) for later in (False, True) for seed in range(SEEDS)
+                              for arm in CHANGES if (arm in LATER) == later]),
     "flow": (flow, [dict(arm=arm, seed=seed, epoch=epoch) for seed in range(SEEDS)
                     for arm in ("bare", "loupe", "stage3", "multi-scale") for epoch in MOMENTS]),
 }
