@@ -41,7 +41,8 @@ RECORDING = {"cub10_lite0", "cub10_few", "cub10_vit_s", "other_photographs"}  # 
 BACKBONES = {"lite0": lambda pixels: lite0(), "vit_s": vit_s}
 PIXELS = {"lite0": 192, "vit_s": 112}  # a side: the largest with which a run on cub10 takes three minutes on one core
 EPOCHS = {"": 8, 10: 16, 5: 32}  # by training photographs per class: so many steps in all, 64 for cub10
-KEEP = {"cub10": {"lite0": range(5), "vit_s": range(1)}, "heliconius": {"lite0": range(3)}}  # seeds of kept weights
+KEEP = {"cub10": {"lite0": range(5), "vit_s": range(3)}, "heliconius": {"lite0": range(3)},
+        "flowers17": {"lite0": range(3)}}  # seeds of kept weights
 
 # An arm changes the model (`model`), its mask (`control`; `bias` of the last convolution; `mask`: region, and value
 # outside), the recipe, or the photographs (`cut`). Those that name no form multiply, as the paper's gate does.
