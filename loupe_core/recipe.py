@@ -46,6 +46,7 @@ class Recipe:
     backbone_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the backbone's own parameters, not for gate "
                                         "and classifier; 0 freezes the backbone, BatchNorm's statistics too", least=0,
                                         most=1e6)
+    gate_lr_factor: float = _choice(1.0, "factor on lr and lr_min for the gates", least=0, most=1e6)
     layer_decay: float = _choice(1.0, "each layer of the backbone learns at this factor of the next one's rate",
                                  above=0, most=1)
     weight_decay: float = _choice(0.02, "decoupled weight decay; the authors' code: in effect 0", least=0, paper="0.02")

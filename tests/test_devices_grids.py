@@ -33,6 +33,7 @@ ROWS = {
     "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "cbam")],
     "agreement": [dict(arm="loupe", seed=0, other=1)],
     "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
+    "brain_twins": [dict(folder="heliconius")],
     "context": [dict(arm="loupe", seed=0)],
     "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5", images=5, seed=0)],
     "cub10_lite0": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
@@ -57,9 +58,9 @@ ROWS = {
     "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
     "scorecard_photographs": [dict(method="mask", seed=0)],
     "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
-    "small_profile": [dict(arm="bare", seed=0)],
-    "solar": [dict(arm=arm, seed=0) for arm in ("loupe", "bare")],
-    "solar_splits": [dict(rule="darkness", by="block", seed=0)],
+    "small_profile": [dict(arm="bare, random weights", seed=0)],
+    "solar_folds": [dict(rule="darkness", by="block", fold=0)],
+    "solar_lite0": [dict(by="block", arm=arm, fold=0) for arm in ("multiply", "bare")],
 }
 
 
@@ -91,14 +92,15 @@ def tiny(tmp_path_factory):
         patch.setattr(runs, "ROOT", folder)
         patch.setattr(grids("gap"), "ROOT", folder)
         patch.setattr(Recipe, "small", classmethod(short))
-        for name in ("first", "photographs"):
+        for name in ("first", "photographs", "beyond"):
             patch.setattr(grids(name), "Recipe", QuickRecipe)
         patch.setattr(grids("start"), "_FIRST", grids("start")._FIRST | dict(epochs=1, workers=0))
         patch.setattr(grids("start"), "MOST", 12)
         patch.setattr(grids("dynamics"), "BIRDS", 20)
         patch.setattr(grids("beyond"), "load_cells", lambda: (cells, np.tile([0, 1, 1 / 3, 1], 12), np.repeat(
             ["mono", "poly"], 24)))
-        patch.setattr(grids("beyond"), "BLOCK", 4)
+        patch.setattr(grids("beyond"), "BLOCKS", 12 * (4,))
+        patch.setattr(grids("beyond"), "PIXELS", 64)
         patch.setattr(record_results, "keep_masks", lambda *args: None)
         patch.setenv("LOUPE_CUB_ROOT", str(photographs))
         patch.setenv("LOUPE_PHOTOGRAPHS", str(write_folder(folder / "sets" / "heliconius").parent))

@@ -251,6 +251,21 @@ def test_the_backbone_can_have_a_gentler_rate():
     assert len(slow["params"]) + len(fast["params"]) == len(named)
 
 
+@pytest.mark.parametrize("factor", [0.0, 30.0])
+def test_the_gates_can_have_a_rate_of_their_own(factor):
+    trainer = Trainer(tiny_model(), Recipe(lr=1e-3, backbone_lr_factor=0.1, gate_lr_factor=factor), progress=False)
+    slow, gates, fast = trainer.optimizer().param_groups
+    assert (slow["lr"], gates["lr"], fast["lr"]) == pytest.approx((1e-4, factor * 1e-3, 1e-3))
+    assert {id(p) for p in gates["params"]} == {id(p) for p in trainer.model.gates.parameters()}
+    assert len(slow["params"]) + len(gates["params"]) + len(fast["params"]) == len(list(trainer.model.parameters()))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.fit(TRAIN)
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("backbone.") for name in moved)
+    assert {name for name in moved if name.startswith("gates.")} == ({name for name in before if name[:6] == "gates."}
+                                                                     if factor else set())
+
+
 def test_a_backbone_with_two_heads_trains_both_at_the_full_rate():
     model = LoupeModel("levit_128s", num_classes=4, pretrained=False, site="stage1")
     trainer = Trainer(model, Recipe(lr=1e-3, backbone_lr_factor=0.1), progress=False)

@@ -26,8 +26,8 @@ def parts_of(model: LoupeModel) -> tuple[list[torch.nn.Parameter], list[torch.nn
 
 
 def optimizer_of(model: LoupeModel, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer: groups of the backbone's own parameters (none where it is frozen), then gate and
-    classifier, whose rate the log shows.
+    """The recipe's optimizer: groups of the backbone's own parameters (none where it is frozen), then the gates, where
+    they have a rate of their own, then the classifier (and gates), whose rate the log shows.
 
     With `layer_decay` the backbone's groups are timm's, which spare biases and norms the weight decay.
 
@@ -36,6 +36,10 @@ def optimizer_of(model: LoupeModel, recipe: Recipe) -> torch.optim.Optimizer:
     """
     r, (backbone, fresh) = recipe, parts_of(model)
     groups = [dict(params=fresh, lr=r.lr)]
+    if r.gate_lr_factor != 1 and model.sites:
+        gates, own = list(model.gates.parameters()), {id(p) for p in model.gates.parameters()}
+        groups = [dict(params=gates, lr=r.lr * r.gate_lr_factor),
+                  dict(params=[p for p in fresh if id(p) not in own], lr=r.lr)]
     if r.backbone_lr_factor > 0 and r.layer_decay < 1:
         if not hasattr(model.backbone, "group_matcher"):
             raise LoupeError(f"layer_decay={r.layer_decay}: {type(model.backbone).__name__} does not say how its layers"

@@ -6,13 +6,14 @@ import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from loupe_core.errors import LoupeError
-from loupe_lab.evidence.statistics import ANYWHERE, Interval
+from loupe_lab.evidence.statistics import ANYWHERE, Interval, paired_difference
 
 
 def read_results(name: str) -> list[dict]:
@@ -76,3 +77,38 @@ def pack_right(right: ArrayLike) -> str:
 def unpack_right(row: dict, images: int) -> np.ndarray:
     """The column `right` of a row, which `pack_right` wrote: `(images,)` bool."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8), count=images).astype(bool)
+
+
+class Comparison(NamedTuple):
+    """Difference of two arms' accuracies in points of a hundred, with the ends of its interval and its p alone."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    new_images: bool  # whether it holds for other test images too, or for other seeds on the same ones only
+
+
+def compare_runs(ours: Iterable[dict], theirs: Iterable[dict], images: int, level: float = 0.95) -> Comparison | None:
+    """Accuracy of one arm's recorded rows minus another's, over the seeds that both have; None with fewer than two.
+
+    Where each row keeps which of the test images it classified correctly (its column `right`), seeds and images are
+    paired (`paired_difference`); else the seeds alone are (Student's t).
+
+    Args:
+        images: Number of test images.
+    """
+    a, b = ({int(row["seed"]): row for row in rows} for rows in (ours, theirs))
+    pairs = [(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]
+    if len(pairs) < 2:
+        return None
+    kept = all(row.get("right") for pair in pairs for row in pair)
+    if kept:
+        one, other = (np.array([unpack_right(row, images) for row in rows]) for rows in zip(*pairs))
+        found = paired_difference(one, other, level)
+        p = found.p
+    else:
+        each = [float(row["accuracy"]) - float(other["accuracy"]) for row, other in pairs]
+        found, p = interval(each, level, within=(-1, 1)), float(stats.ttest_1samp(each, 0).pvalue)
+    return Comparison(100 * found.mean, 100 * found.low, 100 * found.high, p, len(pairs), kept)

@@ -1,17 +1,18 @@
-"""The README's pictures, from the package, the recorded results and the built pages.
+"""The pictures of the README and of the book's first page, from the package, the recorded results and the built pages.
 
-    python scripts/publish/pictures.py    # writes .github/pictures/*.webp
+    python scripts/publish/pictures.py    # writes .github/pictures/*.webp and book/_static/control.webp
 
 Needs the pages (`make book`) and Chromium.
 """
 
 import io
+from pathlib import Path
 
 import matplotlib
 import torch
 from build_pdf import HTML, ROOT
 from chromium import opened
-from ledger import difference
+from ledger import difference, mean
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,23 +24,20 @@ from loupe_lab.pages.plots import COLOURS, STYLE, figure
 OUT = ROOT / ".github" / "pictures"
 BIRDS = (2, 9, 17, 25, 33, 41)  # species, whose numbers are also the seeds, so that no picture is selected
 
-# arm of data/results/ablations.csv -> its label in the plot
+# arm -> its label in the picture of the positive control
 ARMS = {
-    "loupe": "the gate",
-    "constant": "one constant in its place",
-    "shuffled": "its own mask, cells shuffled",
-    "cbam": "CBAM",
-    "lambda 0": "the gate without penalty",
-    "lambda 5": "the gate at lambda 5",
+    "residual": "a gate, at its start",
+    "oracle box": "a gate that is told the bird's box",
+    "oracle crop": "the photograph cut to that box",
 }
-PAPER = 2.66  # percentage points, from its abstract
+NETWORKS = {"cub10_lite0": "EfficientNet-Lite0", "cub10_vit_s": "ViT-S/14"}  # grid -> network
 
 
-def save(fig: Figure, name: str) -> None:
+def save(fig: Figure, name: str, folder: Path = OUT) -> None:
     png = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(png, format="png", dpi=160)
-    Image.open(png).convert("RGB").save(OUT / f"{name}.webp", quality=85, method=6)
+    Image.open(png).convert("RGB").save(folder / f"{name}.webp", quality=85, method=6)
 
 
 def birds() -> None:
@@ -63,21 +61,24 @@ def birds() -> None:
     save(fig, "birds")
 
 
-def results() -> None:
-    """Accuracy of some arms minus that of the network without a gate, with intervals, and the paper's gain."""
-    fig, ax = figure(size=(10, 3.2))
-    for row, arm in enumerate(ARMS):
-        number = difference("ablations", {"arm": arm}, {"arm": "bare"})
-        ax.plot([number.low, number.high], [row, row], color=COLOURS[0], linestyle="-", linewidth=2)
-        ax.plot(number.mean, row, "o", color=COLOURS[0])
-    ax.axvline(0, color="0.3", linewidth=1)
-    ax.axvline(PAPER, color=COLOURS[1], linestyle="--")
-    ax.text(PAPER + 0.3, len(ARMS) - 1.6, f"the paper, CUB with\nSwin-Base: +{PAPER}", color=COLOURS[1], va="center",
-            fontsize=9)
-    ax.set_yticks(range(len(ARMS)), ARMS.values())
-    ax.set(xlabel="points of accuracy against no gate, 95 % interval over seeds (400 drawn birds each)", xlim=(-22, 8))
-    ax.invert_yaxis()
-    save(fig, "results")
+def control() -> None:
+    """The positive control: accuracy of a gate and of two arms that are told the answer, minus that without a gate, on
+    real photographs under the networks that are recorded; see chapter 14."""
+    there = {grid: network for grid, network in NETWORKS.items() if difference(grid, {"arm": "oracle crop"},
+                                                                               {"arm": "bare"})}
+    fig, axes = figure(1, len(there), size=(10, 2.6), sharex=True, squeeze=False)
+    for ax, (grid, network) in zip(axes[0], there.items()):
+        for row, arm in enumerate(ARMS):
+            number = difference(grid, {"arm": arm}, {"arm": "bare"})
+            colour = COLOURS[arm.startswith("oracle")]
+            ax.plot([number.low, number.high], [row, row], color=colour, linestyle="-", linewidth=2)
+            ax.plot(number.mean, row, "o", color=colour)
+        bare = mean(grid, {"arm": "bare"}, "accuracy", scale=100, digits=1)
+        ax.axvline(0, color="0.3", linewidth=1)
+        ax.set_yticks(range(len(ARMS)), ARMS.values() if ax is axes[0, 0] else [""] * len(ARMS))
+        ax.set_title(f"{network}, without a gate {bare.mean:.1f} %")
+        ax.set(xlabel="points of accuracy against no gate, 95 % interval", ylim=(len(ARMS) - 0.5, -0.5))
+    save(fig, "control", ROOT / "book" / "_static")
 
 
 def pages() -> None:
@@ -96,5 +97,5 @@ def pages() -> None:
 
 if __name__ == "__main__":
     birds()
-    results()
+    control()
     pages()
