@@ -29,7 +29,7 @@ help:
 	@echo "make paper       the paper's experiment on CUB, for a card: ARM='bare loupe' SEEDS=5 PART=3/16 TABLE=core"
 	@echo "make bench       measure the gate's cost, the trainer, the loader, explanations, growth, intervals (20 minutes)"
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
-	@echo "make weights     pretrain swin_micro again (about an hour on two cores)"
+	@echo "make weights     pretrain swin_micro again (about an hour on two cores): LABELS=attributes or LABELS=species"
 	@echo "make address     write this repository's address into the book: URL=https://github.com/OWNER/NAME"
 	@echo "make chapter     start a chapter: NAME=14_shadows TITLE='Birds and their shadows'"
 	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
@@ -67,7 +67,7 @@ fieldguide: $(INSTALLED)
 	$(BIN)/python -m loupe_core fieldguide data/fieldguide
 
 weights: $(INSTALLED)
-	$(BIN)/python scripts/record/pretrain.py
+	$(BIN)/python scripts/record/pretrain.py $(if $(LABELS),--labels $(LABELS))
 
 address: $(INSTALLED)
 	@$(BIN)/python scripts/publish/address.py $(URL)

@@ -35,10 +35,14 @@ ROWS = {
     "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
     "brain_twins": [dict(folder="heliconius")],
     "context": [dict(arm="loupe", seed=0)],
-    "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5", images=5, seed=0)],
+    "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5, fast", images=5,
+                       seed=0)],
+    "cub10_gates": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
+                    for arm in ("residual, fast", "residual, cbam, fast")],
     "cub10_lite0": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
-                    for arm in ("near one", "oracle parts", "oracle crop", "residual, cbam")],
-    "cub10_vit_s": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="multiply, stage3", images="", seed=0)],
+                    for arm in ("near one", "oracle parts", "oracle crop")],
+    "cub10_vit_s": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="multiply, stage3, fast", images="",
+                         seed=0)],
     "dynamics": [dict(arm="loupe", seed=0, step=1)],
     "flow": [dict(arm=arm, seed=0, epoch=1) for arm in ("bare", "multi-scale")],
     "finetune": [dict(arm="backbone 1e-4", backbone="swin_micro", photographs="cub10", seed=0)],

@@ -92,6 +92,7 @@ def test_wheel_and_sdist_carry_weights_the_widgets_script_and_the_model_card(rep
     sdist = [name.split("/", 1)[-1] for name in tarfile.open(distributions[".gz"]).getnames()]
     for there in (wheel, sdist):
         assert files <= set(there)
+    assert distributions[".whl"].stat().st_size < 10e6  # two backbones and a Loupe, 3 MB each
     assert {name.split("/")[0] for name in wheel} == {"loupe_core", "loupe_lab", Path(wheel[-1]).parts[0]}  # no tests
 
 

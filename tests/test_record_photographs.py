@@ -16,7 +16,7 @@ from test_devices_grids import QuickRecipe
 from loupe_core import transforms_for
 from loupe_lab.evidence.results import unpack_right
 
-ROWS = [row for name in ("cub10_lite0", "other_photographs", "cub10_vit_s", "cub10_few")
+ROWS = [row for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few")
         for row in record_results.GRIDS[name][1]]
 ARMS = {(row["photographs"], row["backbone"], row["arm"]): row for row in reversed(ROWS)
         if row["photographs"] in ("cub10", "heliconius")}
@@ -50,6 +50,7 @@ def test_an_arm_trains_and_its_row_says_what_is_asked_of_it(key, tiny):
         assert np.isnan(outcome[f"{which}mask_mean"]) == (not trainer.model.gates)
     assert outcome["val_accuracy"] >= outcome["probe"]
     assert trainer.recipe.lam == grids.CHANGES[row["arm"]].get("recipe", {}).get("lam", 0.05)
+    assert trainer.recipe.gate_lr_factor == (30 if row["arm"].endswith(", fast") else 1)
     if outcome["best_epoch"] == 1:
         assert outcome["last_right"] == outcome["right"]
 
@@ -131,8 +132,10 @@ def test_without_photographs_the_recorder_names_the_folder_that_is_missing(grid,
 
 def test_the_first_rows_are_those_that_matter_most():
     first = record_results.GRIDS["cub10_lite0"][1][:35]
-    assert {row["arm"] for row in first} == {*grids.GATES, "oracle box", "oracle crop"}
+    assert {row["arm"] for row in first} == {"bare", "residual", "residual, constant", "near one", "multiply",
+                                             "oracle box", "oracle crop"}
+    assert {row["arm"] for row in record_results.GRIDS["cub10_gates"][1][:20]} == set(grids.GATES)
     assert [row["seed"] for row in first] == [seed for seed in range(5) for _ in range(7)]
-    for name in ("cub10_lite0", "other_photographs", "cub10_vit_s", "cub10_few"):
+    for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few"):
         choices = record_results.GRIDS[name][1]
         assert len({tuple(choice.items()) for choice in choices}) == len(choices)

@@ -128,8 +128,8 @@ AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", 
 # One training more each, or several: a minute or more a row.
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar_lite0", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
-        "dynamics", "finetune", "cub10_lite0", "cub10_few", "cub10_vit_s", "other_photographs",
-        "questions", "flow")
+        "dynamics", "finetune", "cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs",
+        "pretraining", "pretraining_probes", "questions", "flow")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,16 +61,16 @@ def ledger() -> dict:
 
 # --- where numbers come from: each returns None while too few runs are recorded ------------------------------------
 
-def select(grid: str, where: dict) -> dict[str, dict]:
-    """The rows of a results file whose columns have these values, by seed; none where the file is not there.
+def select(grid: str | list[str], where: dict) -> dict[str, dict]:
+    """The rows of results files whose columns have these values, by seed; a file that is not there has none.
 
     Raises:
-        LedgerError: several have the same seed, or the file has rows and none of them has these values.
+        LedgerError: several have the same seed.
     """
-    try:
-        rows = read_results(grid)
-    except LoupeError:
-        return {}
+    rows = []
+    for name in [grid] if isinstance(grid, str) else grid:
+        with suppress(LoupeError):
+            rows += read_results(name)
     chosen = [row for row in rows if all(str(row[k]) == str(v) for k, v in where.items())]
     found = {str(row.get("seed", i)): row for i, row in enumerate(chosen)}
     if len(found) < len(chosen):
@@ -77,7 +78,7 @@ def select(grid: str, where: dict) -> dict[str, dict]:
     return found
 
 
-def difference(grid: str, a: dict, b: dict, column: str = "right", of: str = "birds",
+def difference(grid: str | list[str], a: dict, b: dict, column: str = "right", of: str = "birds",
                scale: float = 100, unit: str = " points", digits: int = 1, seeds: int = 2,
                compared: int = 1) -> Number | None:
     """a minus b over the seeds of both: of answers for the same images, or of a column with one number per run.
@@ -112,7 +113,7 @@ def value(row: dict, column: str) -> float:
     return float(row[first]) - sum(float(row[name]) for name in others)
 
 
-def mean(grid: str, where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2,
+def mean(grid: str | list[str], where: dict, column: str, scale: float = 1, unit: str = "", digits: int = 2,
          within: tuple[float, float] = ANYWHERE, seeds: int = 2) -> Number | None:
     """A column's mean over seeds, with its interval.
 

@@ -139,11 +139,11 @@ MORE_ARMS = {
 }
 
 
-def build(arm: str, seed: int) -> LoupeModel:
-    """The model of an arm before its training."""
+def build(arm: str, seed: int, backbone: str = "swin_micro") -> LoupeModel:
+    """The model of an arm before its training, on this backbone where the arm names none."""
     torch.manual_seed(seed)
     change = (ARMS | MORE_ARMS)[arm]
-    model = LoupeModel(change.get("backbone", lambda: "swin_micro")(), len(SMALL), **change.get("model", {}))
+    model = LoupeModel(change.get("backbone", lambda: backbone)(), len(SMALL), **change.get("model", {}))
     if "control" in change:
         gate = model.gates["stage2"]
         gate.loupe = control(change["control"], gate.site.channels)
