@@ -5,13 +5,18 @@ import re
 from copy import deepcopy
 from pathlib import Path
 
+import as_shown
 import nbformat
+import printed
 import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
+# Chapters some of whose figures have no caption yet; a chapter that has all of them leaves the list.
+WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
+    "02", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13")}
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -87,6 +92,11 @@ def test_a_changed_number_may_contradict_the_text_and_breaks_nothing(cells):
     assert not [cell.id for cell in code(cells) if re.search(r"^\s*assert\b", cell.source, flags=re.M)]
 
 
+def test_outputs_that_are_not_compared_are_marked_by_a_tag_which_no_reader_sees(cells):
+    assert not [cell.id for cell in code(cells) if "NBVAL_" in cell.source]
+    assert any("nbval-ignore-output" not in cell.metadata.get("tags", []) for cell in code(cells) if cell.outputs)
+
+
 def test_code_fits_the_page(cells):
     for cell in code(cells):
         for line in cell.source.splitlines():
@@ -120,7 +130,32 @@ def test_every_term_of_the_glossary_is_used_somewhere():
 
 
 def test_no_number_of_a_run_is_typed_into_the_introduction():
-    assert not re.search(r"\d+\.\d+ ?%|0\.\d{3}", (ROOT / "book" / "intro.md").read_text())
+    text = printed.without_bound((ROOT / "book" / "intro.md").read_text())  # tests/test_printed.py compares bound ones
+    assert not re.search(r"\d+\.\d+ ?(%|points?\b)|0\.\d{3}", text.replace("2.66 points on CUB", ""))  # the paper's own
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_figure_has_a_caption(path):
+    cells = code(nbformat.read(path, as_version=4).cells)
+    figures = [cell for cell in cells if any(map(as_shown.is_figure, as_shown.displayed(cell)))]
+    bare = [cell.id for cell in figures if not as_shown.captions(cell)]
+    assert figures
+    if path.stem in WITHOUT_CAPTIONS:
+        assert bare, "all figures have captions now: take the chapter out of WITHOUT_CAPTIONS"
+    else:
+        assert bare == []
+    for cell in figures:
+        for caption in as_shown.captions(cell):
+            assert len(as_shown.captions(cell)) == 1 and caption[-1] in ".?)" and len(caption.split()) >= 5, cell.id
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS],
+                         ids=lambda path: path.stem)
+def test_a_chapter_opens_with_its_result_under_a_fold(path):
+    opening = nbformat.read(path, as_version=4).cells[0].source
+    fold = re.search(r"^<details>\n<summary>Peek at the answer</summary>\n\n(.+?)\n\n</details>$", opening, re.M | re.S)
+    assert fold and opening.index("**The question.**") < fold.start()
+    assert printed.BOUND.search(fold[1]) and len(printed.without_marks(fold[1]).split()) <= 60
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("[0-9]*.ipynb"))
 LOWEST, NEWEST = PYPROJECT["project"]["requires-python"].removeprefix(">="), "3.13"  # Colab's since August 2026
 
 # What stands on Colab before a reader opens a chapter, as far as the book needs it.
-PREINSTALLED = ["torch", "torchvision", "numpy", "ipykernel", "matplotlib", "ipywidgets"]
+PREINSTALLED = ["torch", "torchvision", "numpy", "ipykernel", "matplotlib", "ipywidgets", "pandas", "jinja2"]
 
 pytestmark = [
     pytest.mark.slow,

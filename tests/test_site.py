@@ -282,3 +282,21 @@ def test_an_install_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
 def test_axe_is_the_one_that_package_json_names():
     wanted = json.loads((web_assets.ROOT / "package.json").read_text())["devDependencies"]["axe-core"]
     assert f"axe v{wanted}" in AXE.read_text()[:200]
+
+
+def test_the_lens_of_the_first_page_follows_pointer_and_keys(browser, site):
+    page = open_page(browser, f"{site}intro.html", WIDE)
+    plate, through = page.locator(".lens-plate"), page.locator(".lens-through")
+
+    def clip() -> str:
+        return through.evaluate("e => getComputedStyle(e).clipPath")
+
+    box = plate.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+    assert clip().endswith("at 50% 25%)")
+    plate.focus()
+    page.keyboard.press("ArrowRight")
+    assert clip().endswith("at 53% 25%)")
+    page.get_by_label("everywhere").check()
+    assert clip() == "none"
+    page.context.close()

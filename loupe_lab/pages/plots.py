@@ -1,4 +1,4 @@
-"""The style of the book's figures, and their alternative text.
+"""The style of the book's figures, their alternative texts and their captions.
 
 The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; lines also differ in dash.
 Figures have a white background, so they look the same on a light and on a dark page.
@@ -31,11 +31,30 @@ def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3), 
         return fig, fig.subplots(rows, columns, **kwargs)
 
 
-def show(fig: Figure, alt: str) -> None:
-    """Displays `fig` in a notebook, with `alt` as its alternative text there and on the built page."""
+def show(fig: Figure, alt: str, caption: str = "") -> None:
+    """Displays `fig` in a notebook, with `alt` as its alternative text there and on the built page.
+
+    Args:
+        alt: what a reader who does not see the figure should know of it.
+        caption: see `put_caption`.
+    """
     from IPython.display import display
 
     png = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(png, format="png", metadata={"Software": None})
     display({"image/png": png.getvalue(), "text/plain": "<figure>"}, raw=True, metadata={"image/png": {"alt": alt}})
+    if caption:
+        put_caption(caption)
+
+
+def put_caption(text: str) -> None:
+    """Displays the caption of the figure or widget that the cell has just shown; the built page numbers it.
+
+    Args:
+        text: what the figure shows and what to see in it, in one or two sentences of Markdown, formulas included.
+    """
+    from IPython.display import display
+
+    # The build knows a caption by its metadata (scripts/publish/as_shown.py).
+    display({"text/markdown": f"**Figure.** {text}", "text/plain": text}, raw=True, metadata={"caption": text})

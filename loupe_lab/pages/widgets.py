@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from loupe_core.errors import LoupeError
-from loupe_lab.pages.plots import STYLE
+from loupe_lab.pages.plots import STYLE, put_caption
 
 # The colours of the text are the page's, light or dark; right and wrong are marked by a word and by a coloured bar.
 _STYLE = """<style>
@@ -76,13 +76,14 @@ def quiz(question: str, answers: dict[str, str], right: str) -> None:
     _display(question, f'<div aria-live="polite">{"".join(rows)}</div>')
 
 
-def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None = None) -> None:
+def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None = None, caption: str = "") -> None:
     """Shows one of several figures, which the reader chooses.
 
     Args:
         name: what is chosen, such as "lambda".
         pictures: label of the choice -> (figure, alternative text); figures of the same size.
         start: label of the figure to show at the beginning; None: the first.
+        caption: of all of them; see `loupe_lab.pages.plots.put_caption`.
 
     Raises:
         LoupeError: `pictures` is empty or has no label `start`.
@@ -101,6 +102,8 @@ def frames(name: str, pictures: dict[str, tuple[Figure, str]], start: str | None
                       f'src="data:image/webp;base64,{data}">')
         rules.append(f"#{ident}-{i}:checked ~ .{ident}-{i} {{display: block}}")
     _display(name, f"<div><style>{' '.join(rules)}</style>{''.join(inputs + images)}</div>")
+    if caption:
+        put_caption(caption)
 
 
 def _display(title: str, body: str) -> None:

@@ -34,10 +34,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import as_shown
 import bench_page
 import ledger
 import nbformat
 import papermill
+import printed
 import psutil
 import web_assets
 import yaml
@@ -212,6 +214,9 @@ def check_outputs(name: str, notebook: nbformat.NotebookNode) -> None:
             raise BuildError(f"{where} shows a picture without alternative text: use loupe_lab.pages.plots.show")
         if len(pictures(cell)) > 1:
             raise BuildError(f"{where} shows several pictures, and a cell has one alternative text: split it")
+        if as_shown.captions(cell) and len(as_shown.displayed(cell)) != 1:
+            raise BuildError(f"{where} puts a caption below {len(as_shown.displayed(cell))} things: expected one, so "
+                             "split it")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             text = [output.get("text", ""), *(v for kind, v in data.items() if not kind.startswith("image/"))]
@@ -249,8 +254,11 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
         rows: name, seconds and peak MB of each chapter that was run. Empty: the status page says that none was.
 
     Raises:
-        BuildError: Sphinx warned. (With `--all`, as a page kept from an earlier build would not warn again.)
+        BuildError: a number in prose is not what its cell has printed, or Sphinx warned. (With `--all`, as a page kept
+            from an earlier build would not warn again.)
     """
+    if found := printed.unbound_in(source):
+        raise BuildError("; ".join(map(str, found)))
     html = source.with_name("html")
     shutil.rmtree(html, ignore_errors=True)
     status = source / "status.md"
@@ -261,6 +269,7 @@ def build_pages(source: Path, rows: list[tuple[str, str, str]] = ()) -> Path:
     scaling = source / "scaling_up.md"
     if scaling.is_file():
         scaling.write_text(bench_page.fill(scaling.read_text(encoding="utf-8")), encoding="utf-8")
+    as_shown.prepare(source)
     config = source.with_name("config.yml")
     config.write_text(yaml.safe_dump(configuration(source)), encoding="utf-8")
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", source.parents[1]]

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import nbformat
 import numpy as np
 import yaml
+from printed import Missing, output
 
 from loupe_core.errors import LoupeError
 from loupe_lab.evidence.results import interval, read_results, unpack_right
@@ -170,10 +170,10 @@ def ratio(of: dict, to: dict, unit: str = " times") -> Number:
 
 
 def printed(chapter: str, id: str, find: str) -> re.Match:
-    notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
-    source = next((c for c in notebook.cells if c.id == id), None)
-    text = "".join(out.get("text", "") for out in source.outputs) if source else ""
-    found = re.search(find, text)
+    try:
+        found = re.search(find, output(chapter, id))
+    except Missing as problem:
+        raise LedgerError(f"a claim {problem}") from problem
     if not found:
         raise LedgerError(f"book/{chapter}.ipynb, cell '{id}': {find!r} is not in its output")
     return found

@@ -1,5 +1,6 @@
 """Corrects the pages that Sphinx, its theme and its extensions write: weight, accessibility, navigation."""
 
+import html
 import re
 from pathlib import Path
 
@@ -24,18 +25,30 @@ MENDS = [
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # Entries of a list are list items; DPUB-ARIA 1.1 deprecates the role that Sphinx writes.
     (r'role="doc-biblioentry"', 'role="listitem"'),
+    # "Figure 3.2 What it shows" reads as one sentence.
+    (r'(<span class="caption-number">[^<]*?) ?</span>', r"\1. </span>"),
     # See `mend`.
     (r'(="_images/\w+)\.png"', r'\1.webp"'),
 ]
 
 
-def mend(html: Path) -> None:
+PRINTED = re.compile(r'<div class="output stream ([^"]*)">(<div class="highlight"><pre>)(.*?)</pre>', flags=re.DOTALL)
+
+
+def in_words(found: re.Match) -> str:
+    """A cell's printed text, with a class for what is words and not set in columns, so that its lines may break."""
+    if re.search(r"\S {2,}\S", html.unescape(re.sub(r"<[^>]+>", "", found[3]))):
+        return found[0]
+    return found[0].replace("output stream ", "output stream loupe-words ", 1)
+
+
+def mend(folder: Path) -> None:
     """Corrects every page of a folder in place. Pictures become WebP, about a tenth of the size of PNG."""
-    for picture in (html / "_images").glob("*.png"):
+    for picture in (folder / "_images").glob("*.png"):
         Image.open(picture).convert("RGB").save(picture.with_suffix(".webp"), quality=90)
         picture.unlink()
-    for page in html.glob("*.html"):
+    for page in folder.glob("*.html"):
         text = page.read_text(encoding="utf-8")
         for pattern, replacement in MENDS:
             text = re.sub(pattern, replacement, text, flags=re.DOTALL)
-        page.write_text(text, encoding="utf-8")
+        page.write_text(PRINTED.sub(in_words, text), encoding="utf-8")

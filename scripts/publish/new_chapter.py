@@ -72,7 +72,14 @@ def chapter(number: int, title: str) -> nbformat.NotebookNode:
 
 - *to be written.*
 
-**The question.** *To be written: one that a cell further down answers. Let the reader guess first.*"""),
+**The question.** *To be written: one that a cell further down answers. Let the reader guess first.*
+
+<details>
+<summary>Peek at the answer</summary>
+
+*To be written in one sentence, with the number that a cell prints:* it is 1<!-- first: the answer -->.
+
+</details>"""),
         code("setup", first_cell(), tags=["hide-input"]),
         code("parameters", """\
 # "small": drawn birds, two cores, at most two minutes.
@@ -85,7 +92,8 @@ SEED = 0""", tags=["parameters"]),
         code("first-shown", """\
 fig, axes = figure(1, 1)
 axes.bar(["answer"], [answer])
-show(fig, f"One bar, {answer} high. To be written: what a reader who cannot see it should know.")"""),
+show(fig, f"One bar, {answer} high. To be written: what a reader who cannot see it should know.",
+     caption="To be written: what the figure shows, and what to see in it.")"""),
         markdown("recap", "## Recap\n\n- *To be written.*"),
         markdown("quick-checks", "## Quick checks"),
         *(quiz(k) for k in (1, 2, 3)),

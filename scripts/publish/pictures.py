@@ -1,6 +1,6 @@
 """The pictures of the README and of the book's first page, from the package, the recorded results and the built pages.
 
-    python scripts/publish/pictures.py    # writes .github/pictures/*.webp and book/_static/control.webp
+    python scripts/publish/pictures.py    # writes .github/pictures/*.webp and book/_static/*.webp
 
 Needs the pages (`make book`) and Chromium.
 """
@@ -9,20 +9,25 @@ import io
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from build_pdf import HTML, ROOT
 from chromium import opened
 from ledger import difference, mean
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from PIL import Image
 
 from loupe_core import LoupeModel, mask_to_original, overlay, transforms_for
 from loupe_core.model import FIELDGUIDE
-from loupe_lab.birds.fieldguide import SPECIES, draw
+from loupe_lab.birds.fieldguide import PART_OF, SPECIES, draw
+from loupe_lab.birds.painter import PARTS
 from loupe_lab.pages.plots import COLOURS, STYLE, figure
 
 OUT = ROOT / ".github" / "pictures"
 BIRDS = (2, 9, 17, 25, 33, 41)  # species, whose numbers are also the seeds, so that no picture is selected
+
+TOUCHING = dict(left=0, right=1, bottom=0, top=1, wspace=0.01, hspace=0.01)  # of the pictures on a plate
 
 # arm -> its label in the picture of the positive control
 ARMS = {
@@ -61,6 +66,34 @@ def birds() -> None:
     save(fig, "birds")
 
 
+def lens() -> None:
+    """Two plates of the same drawn birds for the first page: as they are; and multiplied by the mask of the shipped
+    Loupe, with a ring around the part in which each species differs from its neighbours."""
+    model = LoupeModel.from_pretrained(FIELDGUIDE).eval()
+    transform = transforms_for(model.data_config, train=False)
+    plain, masked = (figure(2, 3, size=(9, 6), gridspec_kw=TOUCHING) for _ in range(2))
+    for above, below, number in zip(plain[1].flat, masked[1].flat, BIRDS):
+        bird = draw(SPECIES[number].attributes, seed=number, size=448)
+        image = Image.fromarray(bird.image)
+        x, geometry = transform(image)
+        with torch.no_grad():
+            mask = model(x[None], return_mask=True)[1]
+        m = mask_to_original(mask[0, 0], geometry)
+        above.imshow(image)
+        below.imshow((bird.image * (m / np.nanmax(m))[..., None]).clip(0, 255) / 255)
+        telling = PART_OF[SPECIES[number].differs_in]
+        part = next(point for name, point in zip(PARTS, bird.parts) if name.endswith(telling) and point[2])
+        for width, colour in ((5, "black"), (2.5, "white")):  # a ring that is seen on any colour
+            below.add_patch(Circle(part[:2], 34, fill=False, linewidth=width, color=colour))
+        seen_y, seen_x = (np.flatnonzero(~np.isnan(m).all(axis)) for axis in (1, 0))
+        for ax in (above, below):
+            ax.set(xlim=seen_x[[0, -1]], ylim=seen_y[[-1, 0]])
+            ax.set_axis_off()
+    for (fig, _), name in ((plain, "lens_birds"), (masked, "lens_masks")):
+        fig.set_layout_engine("none")
+        save(fig, name, ROOT / "book" / "_static")
+
+
 def control() -> None:
     """The positive control: accuracy of a gate and of two arms that are told the answer, minus that without a gate, on
     real photographs under the networks that are recorded; see chapter 14."""
@@ -97,5 +130,6 @@ def pages() -> None:
 
 if __name__ == "__main__":
     birds()
+    lens()
     control()
     pages()

@@ -1,0 +1,56 @@
+"""What a page shows otherwise than its notebook: numbered captions, no marks."""
+
+import as_shown
+import build_book
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from loupe_lab.pages.tables import table
+
+
+def picture():
+    return new_output("display_data", {"image/png": "-", "text/plain": "<figure>"})
+
+
+def caption(text="A line that falls."):
+    return new_output("display_data", {"text/markdown": f"**Figure.** {text}", "text/plain": text},
+                      metadata={"caption": text})
+
+
+def tabled(text="Ways down."):
+    return new_output("display_data", dict(table([dict(way="sigmoid", zeros=0)], caption=text)._repr_mimebundle_()))
+
+
+def test_captions_belong_to_figures_tables_are_counted_and_marks_are_gone(tmp_path):
+    cells = [new_markdown_cell("It has 14<!-- table: sigmoid --> zeros."),
+             new_code_cell(id="falls", outputs=[picture(), caption()]),
+             new_code_cell(id="table", outputs=[tabled(), new_output("stream", text="said\n"), tabled("Ways up.")]),
+             new_code_cell(id="plain", outputs=[tabled("")])]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "03_a.ipynb")
+    (tmp_path / "page.md").write_text("14<!-- 03_a#table: sigmoid --> zeros\n\n<!-- ledger -->\n<!-- bench: gate -->\n")
+    as_shown.prepare(tmp_path)
+    prose, falls, found, plain = nbformat.read(tmp_path / "03_a.ipynb", as_version=4).cells
+    assert prose.source == "It has 14 zeros."
+    assert len(falls.outputs) == 1 and "image/png" in falls.outputs[0].data
+    assert falls.metadata.mystnb.figure == {"caption": "A line that falls.", "name": "figure-03-falls"}
+    pages = [output.data["text/html"] for output in (found.outputs[0], found.outputs[2], plain.outputs[0])]
+    assert "Table 3.1 </span>Ways down." in pages[0] and "Table 3.2 </span>Ways up." in pages[1]
+    assert "caption-number" not in pages[2] and "mystnb" not in found.metadata
+    assert (tmp_path / "page.md").read_text() == "14 zeros\n\n<!-- ledger -->\n<!-- bench: gate -->\n"
+
+
+@pytest.mark.parametrize("outputs", [[caption()], [picture(), tabled(), caption()]])
+def test_a_caption_belongs_to_one_thing(outputs):
+    cell = new_code_cell(id="falls", metadata={"mystnb": {"image": {"alt": "a line"}}}, outputs=outputs)
+    with pytest.raises(build_book.BuildError, match="puts a caption below [02] things"):
+        build_book.check_outputs("03_a", new_notebook(cells=[cell]))
+
+
+def test_a_number_that_differs_ends_the_build(tmp_path):
+    source = tmp_path / "_build" / "source"
+    source.mkdir(parents=True)
+    cells = [new_markdown_cell("15<!-- table: sigmoid --> zeros"), new_code_cell(id="table", outputs=[tabled()])]
+    nbformat.write(new_notebook(cells=cells), source / "03_a.ipynb")
+    with pytest.raises(build_book.BuildError, match="^03_a: 15<!-- table: sigmoid --> says 15, and the line"):
+        build_book.build_pages(source)
