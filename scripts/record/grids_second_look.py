@@ -28,6 +28,7 @@ from loupe_core.sites import eval_mode
 from loupe_lab.evidence import where
 from loupe_lab.evidence.results import pack_right, pack_shares
 
+BATCH = 8  # what a processor keeps close at hand: larger ones take twice as long
 SHARES = (0.1, 0.2, 0.4)  # of the cells
 SCALES = (1.25, 2 ** 0.5, 1.75)  # of the input's side; the second has the cost of two looks
 SIDES = (0.5, 0.7, 0.85)  # of a crop, as a fraction of the shorter side
@@ -68,8 +69,8 @@ def by(model: LoupeModel, split: Split, rule: Rule) -> Second:
                  for map_, geometry in zip(maps_of(model, split, rule)[0], split.geometries)]
     parts = [[shown(box, geometry, rule, sample.image_id) for box in of]
              for of, geometry, sample in zip(boxes, split.geometries, split.samples)]
-    logits = torch.cat([magnifier.second(split.samples[i : i + 64], parts[i : i + 64])
-                        for i in range(0, len(parts), 64)])
+    logits = torch.cat([magnifier.second(split.samples[i : i + BATCH], parts[i : i + BATCH])
+                        for i in range(0, len(parts), BATCH)])
     passes = sum(map(len, parts)) / len(parts)
     return Second(logits, passes, [of[0] for of in parts] if rule.boxes == 1 else None)
 
@@ -78,7 +79,7 @@ def maps_of(model: LoupeModel, split: Split, rule: Rule) -> tuple[np.ndarray, fl
     key = rule.source, rule.site
     if key not in split.maps:
         began, found = time.process_time(), []
-        for x in split.x.split(64):
+        for x in split.x.split(BATCH):
             with eval_mode(model), torch.no_grad():
                 found.append(source_of(rule.source)(model, x, rule.site).float().cpu())
         split.maps[key] = torch.cat(found).numpy(), time.process_time() - began
@@ -128,13 +129,13 @@ def passes_of(model: LoupeModel, split: Split, input_of: Callable[[Sample], torc
 
 def logits_of(model: LoupeModel, x: torch.Tensor) -> torch.Tensor:
     with eval_mode(model), torch.no_grad():
-        return torch.cat([model(some).float() for some in x.split(64)])
+        return torch.cat([model(some).float() for some in x.split(BATCH)])
 
 
 def with_mask(model: LoupeModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and the mask of the one gate, in one pass."""
     logits, maps = [], []
-    for some in x.split(64):
+    for some in x.split(BATCH):
         with eval_mode(model), torch.no_grad():
             of, masks = model(some, return_mask=True)
             logits.append(of.float())
@@ -267,27 +268,32 @@ def places(samples: Sequence[Sample], parts: Sequence[Box] | None) -> dict:
 def looks(arm: str, names: Sequence[str], seeds: int, photographs: str = "cub10", backbone: str = "lite0",
           pixels: int | None = None) -> list[dict]:
     return [dict(photographs=photographs, backbone=backbone, pixels=pixels or PIXELS[backbone], arm=arm, look=look,
-                 seed=seed) for seed in range(seeds) for look in ("none", *names)]
+                 seed=seed) for seed in range(seeds) for look in names]
 
 
-MASK = ["mask", "mask, its size at random"]
+FIRST = ["none", "mask", "mask, its size at random", "mirror", "larger"]
+NORM = ["norm", "norm, its size at random"]
 CONTROLS = ["mirror", "larger", "two random crops", "centre"]  # of equal cost
 REMEDIES = ["norm of stage 3", "mask_and_norm", "grad_cam", "mask, two boxes"]
 GRIDS = {
     "second_look": (second_look, [
-        *looks("residual, fast", [*MASK, "norm", *CONTROLS, "box"], 5),
-        *looks("bare", ["norm", "norm, its size at random", *CONTROLS, "box"], 5),
-        *(row for arm in ("multiply, fast", "near one, fast") for row in looks(arm, [*MASK, "mirror", "larger"], 5)),
+        *looks("residual, fast", [*FIRST, "box"], 5),
+        *looks("bare", ["none", *NORM, "mirror", "larger", "box"], 5),
+        *(row for arm in ("multiply, fast", "near one, fast") for row in looks(arm, FIRST, 5)),
+        *looks("residual, fast", ["norm", "centre", "two random crops"], 5),
         *(row for arm in ("residual, lambda 0, fast", "residual, lambda 0.5, fast", "residual, lambda 5, fast",
-                          "residual") for row in looks(arm, MASK, 5)),
+                          "residual") for row in looks(arm, FIRST[:3], 5)),
     ]),
     "second_look_remedies": (second_look, [
         *looks("residual, fast", [*REMEDIES, "saliency", "five crops"], 5),
-        *looks("residual, lambda 0.5, fast", ["mask_and_norm"], 5)]),
+        *looks("residual, lambda 0.5, fast", ["mask_and_norm"], 5),
+    ]),
     "second_look_others": (second_look, [
-        *looks("residual, fast", [*MASK, "norm", "rollout", "mirror", "box"], 3, backbone="vit_s"),
-        *looks("bare", ["norm", "rollout", "saliency", "mirror", "box"], 3, backbone="vit_s"),
-        *(row for arm in ("residual, fast", "bare") for name, pixels in (("heliconius", None), ("flowers17", 160))
-          for row in looks(arm, (MASK if arm != "bare" else []) + ["norm", *CONTROLS], 3, name, pixels=pixels))]),
+        *looks("residual, fast", [*FIRST[:4], "norm", "rollout", "box"], 3, backbone="vit_s"),
+        *looks("bare", ["none", "norm", "rollout", "saliency", "mirror", "box"], 3, backbone="vit_s"),
+        *(row for name, pixels in (("heliconius", None), ("flowers17", 160)) for row in [
+            *looks("residual, fast", [*FIRST, "norm", "centre", "two random crops"], 3, name, pixels=pixels),
+            *looks("bare", ["none", *NORM, *CONTROLS], 3, name, pixels=pixels)]),
+    ]),
 }
 RECORDING = set(GRIDS)
