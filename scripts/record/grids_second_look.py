@@ -150,7 +150,7 @@ def shares(**options) -> dict[str, Rule]:
 # kind -> (how, its settings by name)
 LOOKS: dict[str, tuple[Callable, dict]] = {
     **{name: (by, shares(source=name)) for name in ("mask", "norm", "grad_cam", "rollout", "saliency", "mask_and_norm",
-                                                    "centre")},
+                                                    "mask_low", "centre")},
     "norm of stage 3": (by, shares(source="norm", site="stage3")),
     "mask, two boxes": (by, shares(boxes=2)),
     "mask, its size at random": (by, shares(place="random")),
@@ -274,7 +274,7 @@ def looks(arm: str, names: Sequence[str], seeds: int, photographs: str = "cub10"
 FIRST = ["none", "mask", "mask, its size at random", "mirror", "larger"]
 NORM = ["norm", "norm, its size at random"]
 CONTROLS = ["mirror", "larger", "two random crops", "centre"]  # of equal cost
-REMEDIES = ["norm of stage 3", "mask_and_norm", "grad_cam", "mask, two boxes"]
+REMEDIES = ["mask_low", "norm of stage 3", "mask_and_norm", "grad_cam", "mask, two boxes"]
 GRIDS = {
     "second_look": (second_look, [
         *looks("residual, fast", [*FIRST, "box"], 5),
@@ -286,7 +286,7 @@ GRIDS = {
     ]),
     "second_look_remedies": (second_look, [
         *looks("residual, fast", [*REMEDIES, "saliency", "five crops"], 5),
-        *looks("residual, lambda 0.5, fast", ["mask_and_norm"], 5),
+        *looks("residual, lambda 0.5, fast", ["mask_and_norm", "mask_low"], 5),
     ]),
     "second_look_others": (second_look, [
         *looks("residual, fast", [*FIRST[:4], "norm", "rollout", "box"], 3, backbone="vit_s"),
