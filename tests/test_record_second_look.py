@@ -71,3 +71,10 @@ def test_without_boxes_nothing_is_said_of_places():
 
 def test_every_kind_with_settings_has_as_many():
     assert {len(settings) for settings, in ([of[1]] for of in grids.LOOKS.values()) if len(settings) > 1} == {3}
+
+
+@pytest.mark.parametrize("side", [160, 192])
+def test_the_larger_inputs_are_three_different_ones_and_the_second_costs_two_passes(side):
+    sides = [round(scale * side / 16) * 16 for scale in grids.SCALES]
+    assert len(set(sides)) == 3 and min(sides) > side
+    assert (sides[1] / side) ** 2 == pytest.approx(2, abs=0.1)

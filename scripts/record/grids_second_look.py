@@ -93,7 +93,7 @@ def mirrored(model: LoupeModel, split: Split, setting: None) -> Second:
 
 def enlarged(model: LoupeModel, split: Split, scale: float) -> Second:
     """At the whole photograph again, in a larger input: with the scale of 1.41 it costs two passes."""
-    side = round(scale * model.img_size[0] / 32) * 32
+    side = round(scale * model.img_size[0] / 16) * 16
     transform = transforms_for(model.data_config | dict(input_size=(side, side)), train=False)
     return Second(passes_of(model, split, lambda sample: transform(sample.image)[0]), (side / model.img_size[0]) ** 2)
 
