@@ -6,17 +6,30 @@ from copy import deepcopy
 from pathlib import Path
 
 import as_shown
+import author_year
 import nbformat
 import printed
 import pytest
 from nbclient import NotebookClient
+from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 # Chapters some of whose figures have no caption yet; a chapter that has all of them leaves the list.
 WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
-    "02", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13")}
+    "02",
+    "04",
+    "05",
+    "06",
+    "07",
+    "08",
+    "09",
+    "10",
+    "11",
+    "12",
+    "13",
+)}
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -118,6 +131,13 @@ def test_every_work_that_is_cited_is_in_the_bibliography_and_every_work_there_is
     cited = {key.strip() for keys in re.findall(r"{cite:\w}`([^`]+)`", text) for key in keys.split(",")}
     there = set(re.findall(r"^@\w+{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
     assert cited == there
+
+
+def test_a_work_has_one_label_which_is_that_of_the_text():
+    entries = parse_file(ROOT / "book" / "references.bib").entries.values()
+    labels = [author_year.label(entry) for entry in entries]
+    assert len(set(labels)) == len(labels)
+    assert {"Sengodan, 2025", "Liu et al., 2021", "Abnar and Zuidema, 2020"} <= set(labels)
 
 
 def test_every_term_of_the_glossary_is_used_somewhere():

@@ -3,6 +3,7 @@
 import re
 
 import ledger
+import ledger_page
 import pytest
 import readme
 
@@ -147,16 +148,43 @@ def test_evidence_that_is_not_there_is_named(monkeypatch):
 
 
 def test_the_page_has_every_claim_once_and_counts_them_by_ground():
-    page = ledger.page()
-    total, counted = re.search(r"\*\*(\d+) claims\.\*\* (.+)", page).groups()
-    assert int(total) == len(CLAIMS)
-    own = [claim for claim in CLAIMS if claim["ground"] == "arithmetic"]
-    for name, of in (("By arithmetic", own), *((f"{ledger.GROUNDS[ground][:1].upper()}{ledger.GROUNDS[ground][1:]}",
-                                                [claim for claim in CLAIMS if claim["ground"] != "arithmetic"])
-                                               for ground in ("drawn", "photographs", "cub"))):
-        found = re.search(rf"{name}: ([^.]+)\.", counted)[1]
-        assert sum(int(n) for n in re.findall(r"\d+", found)) == len(of), name
-    assert len(re.findall(r"^\| (?!claim|---)", page, flags=re.M)) == len(CLAIMS)
+    page = ledger_page.page()
+    assert re.findall(r'<details class="claim" id="claim-([^"]+)"', page) == sorted(
+        (claim["id"] for claim in CLAIMS), key=[c["id"] for t in dict.fromkeys(c["topic"] for c in CLAIMS)
+                                                for c in CLAIMS if c["topic"] == t].index)
+    assert f"{len(CLAIMS)} claims:" in page
+    counted = dict(re.findall(r'<tr><th scope="row">([^<]+)</th>(.*?)</tr>', page))
+    for ground, name in ledger.GROUNDS.items():
+        *numbers, total = (int(n or 0) for n in re.findall(r"<td>(\d*)</td>", counted[name]))
+        verdicts = re.findall(rf'<details class="claim"[^>]* data-{ground}="([^"]+)"', page)
+        assert sum(numbers) == total == len(verdicts), name
+        assert numbers == [verdicts.count(verdict) for verdict in ledger.VERDICTS]
+        assert total == sum((claim["ground"] == "arithmetic") == (ground == "arithmetic") for claim in CLAIMS)
+
+
+def test_a_row_names_its_verdicts_in_words_and_marks_the_claims_own():
+    for claim in CLAIMS:
+        row = ledger_page.row(claim, [])
+        summary = row.split("</summary>")[0]
+        chips = re.findall(r'<span class="verdict ([\w-]+)( own)?"><small>(\w+)</small> ([\w ]+)</span>', summary)
+        assert len(chips) == (1 if claim["ground"] == "arithmetic" else 3), claim["id"]
+        assert all(kind == verdict.replace(" ", "-") for kind, _, _, verdict in chips)
+        assert [ledger_page.SHORT[claim["ground"]]] == [ground for _, own, ground, _ in chips if own]
+        assert (ledger.overall(claim),) == tuple(verdict for _, own, _, verdict in chips if own)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["id"])
+def test_no_number_of_the_ledger_is_glued_to_another(claim):
+    """Two columns of a print, or a sentence and its semicolon, without what stood between them."""
+    for ground in ledger.GROUNDS:
+        for text in ledger.labelled(ledger.judged(claim, ground).numbers):
+            assert not re.search(r"[;,:.]{2}|[(\[] | [,;:.)]|^[ ,;:.]|[ ,;:]$|: :", text), text
+            assert not re.search(r"[\d)%] +[+-]?\d", text), f"two columns side by side: {text}"
+
+
+def test_a_printed_number_loses_the_blanks_and_stops_of_its_column(monkeypatch):
+    monkeypatch.setattr(ledger, "output", lambda chapter, id: "gate   +0.5 ( -3.9 to  +4.9);  next 7\n")
+    assert ledger.cell("a", "b", r"gate +(.*?) +next").text == "+0.5 (-3.9 to +4.9)"
 
 
 def test_the_readmes_table_is_the_ledgers():

@@ -210,7 +210,8 @@ def test_readers_are_led_to_the_repository_its_pages_and_colab(tree):
     config, citation = (yaml.safe_load((tree / name).read_text()) for name in ("_config.yml", "CITATION.cff"))
     assert config["repository"] == {"url": ONE, "path_to_book": "book", "branch": "main"}
     assert config["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
-    assert "extra_footer" not in config["html"] and config["html"]["use_repository_button"] is True
+    buttons = {name for name, value in config["html"].items() if name.startswith("use_") and value is True}
+    assert buttons == {"use_repository_button", "use_issues_button", "use_edit_page_button"}
     assert citation["repository-code"] == ONE and citation["url"] == "https://one-reader.github.io/loupe-fork/"
     copy = shutil.copy(tree / "CITATION.cff", tree / "citation.yml")
     assert validate("vendor.citation-file-format", copy).returncode == 0
@@ -223,13 +224,46 @@ def test_readers_are_led_to_the_repository_its_pages_and_colab(tree):
     assert branches == {config["repository"]["branch"]}
 
 
-def test_without_an_address_pages_say_so_and_link_nowhere():
-    if address.read():
-        pytest.skip("this copy has an address")
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    assert "launch_buttons" not in config and "repository" not in config
-    assert "make address URL=" in config["html"]["extra_footer"] and "href" not in config["html"]["extra_footer"]
-    assert "make address URL=" in (ROOT / "README.md").read_text()
+def links(tree: Path, folder: Path) -> dict[str, set[str]]:
+    """page -> where its buttons lead, of a book of one chapter and one page with this tree's configuration."""
+    source = folder / "_build" / "source"
+    source.mkdir(parents=True)
+    for name in ("intro.md", "references.bib", "_static"):
+        copy = shutil.copytree if (tree / "book" / name).is_dir() else shutil.copy
+        copy(tree / "book" / name, source / name)
+    (source / "intro.md").write_text("# The book\n\n<script></script>\n")
+    (source / "status.md").write_text("# Status\n\n<!-- status -->\n<!-- /status -->\n")
+    cells = [nbformat.v4.new_markdown_cell("# A chapter", id="title"), nbformat.v4.new_code_cell("1 + 1", id="sum")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=build_book.NOTEBOOK_METADATA), source / "01_a.ipynb")
+    toc = tree / "_toc.yml"
+    toc.write_text("format: jb-book\nroot: intro\nchapters:\n  - file: 01_a\n  - file: status\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_book, "ROOT", tree)
+        patch.setattr(build_book, "BOOK", source)
+        html = build_book.build_pages(source)
+    pages = {name: (html / f"{name}.html").read_text() for name in ("intro", "01_a")}
+    assert not any("make address" in page for page in pages.values())
+    return {name: set(re.findall(r'href="(https?://[^"]+)"', page)) for name, page in pages.items()}
+
+
+def test_without_an_address_no_page_asks_for_one_and_no_button_leads_nowhere(tree, tmp_path_factory):
+    address.write("", tree)
+    config = yaml.safe_load((tree / "_config.yml").read_text())
+    assert "launch_buttons" not in config and "repository" not in config and "extra_footer" not in config["html"]
+    assert "make address" not in (tree / "README.md").read_text().split("## ")[0]
+    found = links(tree, tmp_path_factory.mktemp("book"))
+    assert not [url for urls in found.values() for url in urls if re.search("github|colab|binder", url)]
+
+
+def test_with_an_address_every_page_leads_to_its_source_and_a_chapter_to_colab_and_binder(tree, tmp_path_factory):
+    address.write(ONE, tree)
+    found = links(tree, tmp_path_factory.mktemp("book"))
+    for name, suffix in (("intro", "md"), ("01_a", "ipynb")):
+        assert {ONE, f"{ONE}/edit/main/book/{name}.{suffix}"} <= found[name]
+        assert any(url.startswith(f"{ONE}/issues/new?") for url in found[name])
+    where = ONE.removeprefix("https://github.com/")
+    assert f"https://colab.research.google.com/github/{where}/blob/main/book/01_a.ipynb" in found["01_a"]
+    assert any(url.startswith(f"https://mybinder.org/v2/gh/{where}/main?") for url in found["01_a"])
 
 
 @pytest.mark.parametrize("wrong", ["github.com/a/b", "https://github.com/a", "https://github.com/a/b/tree/main",

@@ -4,7 +4,7 @@
     python scripts/publish/address.py    # in a GitHub workflow: its repository's address; otherwise that in _config.yml
 
 The pages' buttons, the first cells, the citation and the badges have the address. This script replaces the text between
-the marks `address` and `/address`. Until an address is given, the pages say that there is none.
+the marks `address` and `/address`. Until an address is given, the pages have no button that would need one.
 """
 
 import os
@@ -45,12 +45,7 @@ def published(url: str) -> str:
 def blocks(root: Path, url: str) -> dict[str, list[str]]:
     """file -> the texts between its pairs of marks, in order."""
     if not url:
-        footer = re.sub("`(.+)`", r"<code>\1</code>", UNSET)
-        return {
-            "_config.yml": ["", f'  extra_footer: "<p>{footer}</p>"\n'],
-            "CITATION.cff": [""],
-            "README.md": [f"*{UNSET}*\n"],
-        }
+        return {"_config.yml": ["", ""], "CITATION.cff": [""], "README.md": [""]}
     chapters = sorted(path.stem for path in (root / "book").glob("[0-9]*.ipynb"))
     on_colab = {name: f"{COLAB}/github/{url.removeprefix('https://github.com/')}/blob/{BRANCH}/book/{name}.ipynb"
                 for name in chapters}
@@ -64,7 +59,7 @@ def blocks(root: Path, url: str) -> dict[str, list[str]]:
             f"repository:\n  url: {url}\n  path_to_book: book\n  branch: {BRANCH}\n"
             f"launch_buttons:\n  colab_url: {COLAB}\n  binderhub_url: https://mybinder.org\n"
             "  notebook_interface: jupyterlab\n",
-            "  use_repository_button: true\n  use_issues_button: true\n",
+            "  use_repository_button: true\n  use_issues_button: true\n  use_edit_page_button: true\n",
         ],
         "CITATION.cff": [f"repository-code: {url}\nurl: {published(url)}\n"],
         "README.md": [f"{' '.join(badges)}\n\nRead the book: <{published(url)}>. Its chapters on Colab: {links}; "

@@ -36,13 +36,14 @@ from typing import Any
 
 import as_shown
 import bench_page
-import ledger
+import ledger_page
 import nbformat
 import papermill
 import printed
 import psutil
 import web_assets
 import yaml
+from ledger import LedgerError
 from mend_pages import mend
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -285,8 +286,8 @@ def write_ledger(page: Path) -> None:
     if not page.is_file():
         return
     try:
-        table = ledger.page()
-    except (ledger.LedgerError, LoupeError) as error:
+        table = ledger_page.page()
+    except (LedgerError, LoupeError) as error:
         raise BuildError(str(error)) from error
     before, rest = page.read_text(encoding="utf-8").split("<!-- ledger -->\n")
     page.write_text(before + table + rest.split("<!-- /ledger -->\n")[1], encoding="utf-8")
@@ -310,6 +311,8 @@ def configuration(source: Path) -> dict:
         build_lab(static / "lab")
     where = web_assets.publish(static)
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    own = config["sphinx"].get("local_extensions", {})
+    config["sphinx"]["local_extensions"] = {name: str(ROOT / folder) for name, folder in own.items()}
     config["sphinx"]["config"] |= {
         "html_extra_path": [str(extra)],
         "mathjax_path": f"{where['mathjax']}tex-mml-chtml.js",

@@ -5,6 +5,8 @@ a cell of a chapter printed) and the conditions under which the claim holds or d
 them. `judged` is the one rule.
 
     python scripts/publish/ledger.py    # print the counts, and every claim with its numbers
+
+scripts/publish/ledger_page.py makes the page of it.
 """
 
 import operator
@@ -141,6 +143,7 @@ def cell(chapter: str, id: str, find: str) -> Number | None:
     """
     found = printed(chapter, id, find)
     words = " ".join((found[1] if found.re.groups else found[0]).split())
+    words = re.sub(r"([(\[]) +", r"\1", words).strip(" ;,.:")  # as it stands in a column of its own
     return None if "not recorded yet" in words else interval_in(words)
 
 
@@ -280,41 +283,7 @@ def overall(claim: dict) -> str:
     return judged(claim, claim["ground"]).verdict
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
-
-def page() -> str:
-    """The page: counts by ground, one table per topic, and the commands."""
-    book, rows = ledger(), table.recorded()
-    claims = book["claims"]
-    lines = [f"**{len(claims)} claims.** " + counts(claims), ""]
-    for topic in dict.fromkeys(claim["topic"] for claim in claims):
-        lines += [f"## {topic}", "", "| claim | drawn birds | real photographs | CUB at full size |",
-                  "|---|---|---|---|"]
-        for claim in (c for c in claims if c["topic"] == topic):
-            where = ", ".join(f"[{name.split('_')[0]}]({name})" for name in chapters(claim))
-            own = f"**{overall(claim).capitalize()}** ({GROUNDS[claim['ground']]})."
-            first = f"{claim['claim']} *{claim['source']}* {own} {claim.get('reads', '')}"
-            if reasons := judged(claim, "arithmetic").numbers:
-                first += f" {sentence(reasons)}"
-            first += f" Chapter {where}."
-            if "gpu" in claim:
-                first += f" On a GPU: [{claim['gpu']}](commands)."
-            cells = [first]
-            for ground in ("drawn", "photographs", "cub"):
-                verdict, numbers = judged(claim, ground, rows)
-                word = f"**{verdict.capitalize()}.**" if verdict else ""
-                cells.append(f"{word} {sentence(numbers) if numbers else ''}")
-            lines.append("| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in cells) + " |")
-        lines.append("")
-    lines += ["(commands)=", "## On a GPU, with CUB", ""]
-    cards = sorted({row["card"] for row in rows})
-    run = f"{len(rows)} runs on {', '.join(cards)} are recorded." if rows else "Not run here."
-    lines += [f"{run} Each command goes on where it was stopped, and brings its rows into a table; `loupe reproduce "
-              "--rehearse` tries all of them in small within a minute. See [Scaling up](scaling_up).", ""]
-    for name, command in book["commands"].items():
-        lines += [f"**{name}**: {command['for']}", "", "```sh", *command["run"].strip().splitlines(), "```", ""]
-    return "\n".join(lines) + "\n"
-
+# --- in words ------------------------------------------------------------------------------------------------------
 
 def counts(claims: list[dict]) -> str:
     """How many have which verdict, by ground."""
@@ -334,9 +303,14 @@ def chapters(claim: dict) -> list[str]:
     return sorted(found | {claim["chapter"]})
 
 
+def labelled(numbers: list[tuple[str, Number]]) -> list[str]:
+    """Each number in words, with what it is of."""
+    return [f"{of}: {number.text}" if of else number.text for of, number in numbers]
+
+
 def sentence(numbers: list[tuple[str, Number]]) -> str:
     """The numbers in one sentence."""
-    text = "; ".join(f"{of}: {number.text}" if of else number.text for of, number in numbers).strip(" ;,.")
+    text = "; ".join(labelled(numbers))
     return text[:1].upper() + text[1:] + "."
 
 
