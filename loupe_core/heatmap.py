@@ -53,11 +53,14 @@ def mask_to_original(mask: Any, geometry: Geometry | None, rows: range | None = 
     return heatmap
 
 
-def peak(heatmap: Any, geometry: Geometry | None = None) -> tuple[float, float]:
-    """(x, y) of the maximum in the photograph: the centre of its cell; for ties, the mean of the centres.
+def peaks(heatmap: Any, geometry: Geometry | None = None) -> np.ndarray:
+    """The centres of all cells that tie for the maximum, in the photograph, in reading order: (K, 2) of (x, y).
+
+    A score of the maximum is a mean over them: what breaking the tie at random gives on average. So a constant map hits
+    an object as often as its area says.
 
     Args:
-        heatmap: (H, W) of the photograph; or, with a geometry, the mask itself, which gives the exact cell:
+        heatmap: (H, W) of the photograph; or, with a geometry, the mask itself, which gives the exact cells:
             a heatmap is flat from the centre of an outer cell to the edge.
 
     Raises:
@@ -65,13 +68,17 @@ def peak(heatmap: Any, geometry: Geometry | None = None) -> tuple[float, float]:
     """
     values = _as_array(heatmap)
     highest = np.nanmax(values)
-    # interpolation leaves equal values 1e-16 apart
-    rows, columns = np.nonzero(highest - values <= 1e-9 * abs(highest))
-    point = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
-    if geometry is not None:
-        h, w = values.shape
-        point = geometry.to_original(point * (geometry.input_size[1] / w, geometry.input_size[0] / h))
-    return float(point[0]), float(point[1])
+    points = np.argwhere(highest - values <= 1e-9 * abs(highest))[:, ::-1] + 0.5  # interpolation parts ties by 1e-16
+    if geometry is None:
+        return points
+    h, w = values.shape
+    return geometry.to_original(points * (geometry.input_size[1] / w, geometry.input_size[0] / h))
+
+
+def peak(heatmap: Any, geometry: Geometry | None = None) -> tuple[float, float]:
+    """(x, y) of the maximum in the photograph, for a mark in a picture: the first of `peaks`, with its arguments."""
+    x, y = peaks(heatmap, geometry)[0]
+    return float(x), float(y)
 
 
 def contour_level(heatmap: Any, percentile: float) -> float:
@@ -139,24 +146,27 @@ def alt_text(heatmap: Any, box: Any = None, name: str = "mask", size: tuple[int,
     """
     heatmap = _as_array(heatmap)
     height, width = size or heatmap.shape
-    x, y = np.array(peak(heatmap)) * (width / heatmap.shape[1], height / heatmap.shape[0])
-    row = ("top", "middle", "bottom")[min(int(3 * y / height), 2)]
-    column = ("left", "centre", "right")[min(int(3 * x / width), 2)]
     text = f"{name[:1].upper()}{name[1:]} over a photograph of {width} by {height} pixels. "
     seen, flat = np.isfinite(heatmap), is_flat(heatmap)
     if flat:
         text += f"It is flat, from {np.nanmin(heatmap):.3f} to {np.nanmax(heatmap):.3f}: it does not say where"
     else:
+        points = peaks(heatmap) * (width / heatmap.shape[1], height / heatmap.shape[0])
+        x, y = points[0]
+        row = ("top", "middle", "bottom")[min(int(3 * y / height), 2)]
+        column = ("left", "centre", "right")[min(int(3 * x / width), 2)]
         text += f"Its peak is in the {row} {column}, at ({x:.0f}, {y:.0f})"
     if box is not None:
         left, top, w, h = (float(value) for value in box)
         down, across = ((np.arange(n) + 0.5) * (side / n) for n, side in zip(heatmap.shape, (height, width)))
         inside = ((down >= top) & (down <= top + h))[:, None] & ((across >= left) & (across <= left + w))
-        hit = left <= x <= left + w and top <= y <= top + h
         total = np.nansum(heatmap)
         fraction = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
         area = inside[seen].mean()
-        text += ". " if flat else f", {'inside' if hit else 'outside'} the box. "
+        if not flat:
+            hits = ((points >= (left, top)) & (points <= (left + w, top + h))).all(1)
+            text += f", {'inside' if hits.all() else 'partly inside' if hits.any() else 'outside'} the box"
+        text += ". "
         text += f"{fraction:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
     if not seen.all():
         text += f". {1 - seen.mean():.0%} of the photograph was cropped away, shown in grey"

@@ -10,7 +10,7 @@ from PIL import Image
 from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform
-from loupe_core.heatmap import alt_text, contour_level, is_flat, mask_to_original, overlay, peak
+from loupe_core.heatmap import alt_text, contour_level, is_flat, mask_to_original, overlay, peak, peaks
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -130,23 +130,24 @@ def test_peak_of_a_mask_is_its_cells_centre_in_the_photograph(row, column, size,
     assert (x, y) == (pytest.approx(16 * column + 8), pytest.approx(16 * row + 8))
 
 
-def test_peak_of_a_heatmap_is_a_pixels_centre_and_of_ties_the_mean():
+def test_peak_of_a_heatmap_is_a_pixels_centre_and_of_ties_the_first():
     heatmap = np.full((6, 8), np.nan)
     heatmap[1:5, 2:7] = 0.1
     heatmap[3, 4] = 0.7
     assert peak(heatmap) == (4.5, 3.5)
-    heatmap[3, 6] = 0.7
-    assert peak(heatmap) == (5.5, 3.5)
+    heatmap[3, 6] = heatmap[4, 2] = 0.7
+    assert peak(heatmap) == (4.5, 3.5)
+    assert peaks(heatmap).tolist() == [[4.5, 3.5], [6.5, 3.5], [2.5, 4.5]]
 
 
-def test_peak_of_an_even_mask_is_the_middle_of_what_was_seen():
+def test_an_even_mask_peaks_wherever_the_model_saw():
     rng = np.random.default_rng(0)
     for _ in range(100):
         width, height = (int(side) for side in rng.integers(60, 200, 2))
         cells = rng.integers(2, 57)
         heatmap = mask_to_original(np.full((cells, cells), rng.random()), eval_geometry(width, height))
         rows, columns = np.nonzero(np.isfinite(heatmap))
-        assert peak(heatmap) == (columns.mean() + 0.5, rows.mean() + 0.5)
+        assert np.array_equal(peaks(heatmap), np.stack([columns, rows], 1) + 0.5)
 
 
 def test_contour_level_is_the_percentile_of_the_seen_pixels():
@@ -215,7 +216,7 @@ def test_alt_text_tells_the_peak_the_share_in_the_box_and_what_was_cropped():
     text = alt_text(corner_heatmap(), box=(60, 10, 40, 20))
     assert text == (
         "Mask over a photograph of 100 by 80 pixels. "
-        "Its peak is in the top right, at (85, 10), inside the box. "
+        "Its peak is in the top right, at (80, 6), partly inside the box. "
         "50% of the mask lies in the box, which covers 12% of what the model saw. "
         "20% of the photograph was cropped away, shown in grey."
     )

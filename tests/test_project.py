@@ -37,10 +37,11 @@ ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.c
            loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
            loupe_lab.evidence.cost loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.oracle
            loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit loupe_lab.evidence.routing
-           loupe_lab.evidence.scorecard loupe_lab.evidence.robustness loupe_lab.pages.plots loupe_lab.pages.tables
-           loupe_lab.pages.pictures loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer
-           loupe_lab.paper.arms loupe_lab.paper.hours loupe_lab.paper.machine loupe_lab.paper.experiment
-           loupe_lab.paper.grid loupe_lab.paper.table loupe_lab.paper.rehearsal loupe_lab.commands""".split()
+           loupe_lab.evidence.scorecard loupe_lab.evidence.pointing loupe_lab.evidence.changed
+           loupe_lab.evidence.robustness loupe_lab.pages.plots loupe_lab.pages.tables loupe_lab.pages.pictures
+           loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.paper.arms
+           loupe_lab.paper.hours loupe_lab.paper.machine loupe_lab.paper.experiment loupe_lab.paper.grid
+           loupe_lab.paper.table loupe_lab.paper.rehearsal loupe_lab.commands""".split()
 PACKAGES = ("loupe_core", "loupe_lab")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
          for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"}

@@ -27,6 +27,7 @@ from loupe_lab.evidence.scorecard import (
     localisation,
     null_maps,
     on_grid,
+    peak_on,
     randomisation,
     rank_at,
     rank_of_part,
@@ -122,7 +123,7 @@ def test_a_map_that_is_the_segmentation_scores_1():
     assert one["pointing"] == one["energy"] == one["iou"] == 1
     assert one["energy_parts"] == pytest.approx(5 / 12)  # of its 12 pixels 5 lie within 1 px of the part
     assert one["keypoints"] == pytest.approx(6.4 / 12)  # the bird's 12 pixels tie for a tenth of 64
-    assert one["telling"] == 1 and one["ring"] == 0
+    assert one["telling"] == pytest.approx(5 / 12) and one["ring"] == 0  # all 12 tie for the peak
     assert localisation(1.0 - bird[None], [scene(bird)])["energy"] == 0
 
 
@@ -138,6 +139,20 @@ def test_an_even_map_gets_what_a_guess_gets():
     assert noise["pointing"].mean() == pytest.approx(a, abs=4 * np.sqrt(a * (1 - a) / 2000))
     assert noise["energy"].mean() == pytest.approx(a, abs=0.01)
     assert noise["keypoints"].mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 2000))
+
+
+def test_a_peak_that_ties_hits_as_often_as_breaking_the_tie_at_random_does():
+    bird, rng = np.zeros((8, 8), bool), np.random.default_rng(0)
+    bird[3:5, 3:5] = True  # the middle, where the mean of the cells that tie would lie
+    one = scene(bird, [(4.5, 4.5)], telling=(0,))
+    even = localisation(np.ones((1, 4, 4)), [one])
+    assert even["pointing"] == 1 / 16
+    corners = np.zeros((1, 8, 8))
+    corners[0, [0, 0, -1, -1], [0, -1, 0, -1]] = 1
+    assert localisation(corners, [one])["pointing"] == localisation(corners, [one])["telling"] == 0
+    map_ = rng.integers(0, 3, (8, 8)).astype(float)
+    broken = [(map_ + 1e-3 * rng.random(map_.shape)).argmax() for _ in range(4000)]
+    assert peak_on(map_, PLAIN, bird) == pytest.approx(np.mean([bird.flat[k] for k in broken]), abs=0.03)
 
 
 def test_scores_equal_their_formulas_written_out_in_a_mirrored_crop():

@@ -80,6 +80,31 @@ def explain(model: nn.Module, images: torch.Tensor, method: str,
         return METHODS[method](model, x, target, **options).detach().float().cpu()
 
 
+def features_at(model: nn.Module, images: torch.Tensor, site: str = "stage2") -> torch.Tensor:
+    """The features at a site, as they come to a gate there: `(B, C, H, W)` -> `(B, channels, h, w)`, on the CPU.
+
+    Args:
+        model: a `LoupeModel`, with a gate at that site or without any, or a classifier from timm.
+        images: as in `explain`.
+
+    Raises:
+        LoupeError: the site is unknown, or the model's gates are at others.
+    """
+    check_images(images)
+    seen, size, backbone = [], tuple(images.shape[-2:]), _backbone(model)
+    if getattr(model, "gates", None):
+        handle = gate_of(model, site).loupe.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    else:
+        place, layout = find_places(backbone, [site], size)[0]
+        handle = attach(backbone, place, lambda module, inputs, output: seen.append(to_maps(output, layout, size)))
+    try:
+        with eval_mode(model), torch.inference_mode():
+            model(images.to(next(model.parameters())))
+    finally:
+        handle.remove()
+    return seen[-1].float().cpu()
+
+
 @dataclass
 class Passes:
     """How many images have gone forward through a model, and for how many a gradient was computed."""

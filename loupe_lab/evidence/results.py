@@ -15,6 +15,8 @@ from scipy import stats
 from loupe_core.errors import LoupeError
 from loupe_lab.evidence.statistics import ANYWHERE, Interval, paired_difference
 
+UNKNOWN = 255  # the byte of nan in packed numbers
+
 
 def read_results(name: str) -> list[dict]:
     """Rows of `data/results/<name>.csv`, all values as text, or else of `<name>.json`, which may hold arrays.
@@ -72,6 +74,22 @@ def pack_right(right: ArrayLike) -> str:
     """Which test images a run classified correctly, `(N,)` bool in the data set's order, as hexadecimal text: 8 images
     per byte. `unpack_right` reads it."""
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def pack_shares(values: ArrayLike) -> str:
+    """Numbers in [0, 1], such as one per test image, `(N,)`, nan among them, as hexadecimal text: a byte each, so that
+    they are kept to 0.002. `unpack_shares` reads it."""
+    values = np.asarray(values, dtype=float)
+    if (np.abs(values - 0.5) > 0.5 + 1e-9).any():  # a share of all may be 1e-16 above 1
+        raise LoupeError(f"pack_shares: found values from {np.nanmin(values):.3g} to {np.nanmax(values):.3g}; expected "
+                         "some in [0, 1]")
+    return np.where(np.isnan(values), UNKNOWN, np.rint(values * (UNKNOWN - 1))).astype(np.uint8).tobytes().hex()
+
+
+def unpack_shares(text: str) -> np.ndarray:
+    """The numbers of a column that `pack_shares` wrote: `(N,)`."""
+    packed = np.frombuffer(bytes.fromhex(text), np.uint8)
+    return np.where(packed == UNKNOWN, np.nan, packed / (UNKNOWN - 1))
 
 
 def unpack_right(row: dict, images: int) -> np.ndarray:

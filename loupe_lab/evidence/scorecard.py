@@ -24,7 +24,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
-from loupe_core.heatmap import mask_to_original, peak
+from loupe_core.heatmap import mask_to_original, peaks
 from loupe_core.samples import Sample
 from loupe_core.start.devices import device_of
 from loupe_lab.evidence.explain import explain
@@ -95,6 +95,22 @@ def rank_of_part(mask: ArrayLike, sample: Sample, part: int,
     if segmentation is None:
         return among_all, math.nan
     return among_all, rank_at(mask, (row, column), on_object(segmentation, geometry, mask.shape))
+
+
+def peak_on(mask: ArrayLike, geometry: Geometry, on: ArrayLike) -> float:
+    """Whether a mask peaks on an object: 0 or 1, or, where cells tie for the maximum, the fraction of them that is on
+    it.
+
+    That is what breaking the tie at random gives on average, without a draw that differs from run to run. A constant
+    mask gets the object's share of the area. The mean of the cells that tie, a point in the middle of the photograph
+    where all do, would hit most objects.
+
+    Args:
+        mask: `(H, W)` over the model input.
+        on: `(height, width)` over the photograph, True on the object.
+    """
+    columns, rows = peaks(mask, geometry).astype(int).T
+    return float(np.asarray(on)[rows, columns].mean())
 
 
 @dataclass
@@ -168,12 +184,12 @@ def highest(heatmap: ArrayLike, area: float) -> np.ndarray:
 def localisation(maps: ArrayLike, scenes: list[Scene]) -> dict[str, np.ndarray]:
     """Where maps are high, in the photograph's pixels: for each score an array `(N,)` with values in [0, 1].
 
-    - pointing: 1 where the peak lies on the object, else 0 (Zhang et al. 2018).
+    - pointing: 1 where the peak lies on the object, else 0 (Zhang et al. 2018); between them for ties, `peak_on`.
     - energy: the fraction of the map's sum that lies on the object.
     - iou: intersection over union of the object and the same number of highest pixels (see `highest`).
     - keypoints: the fraction of the visible parts that are among the highest tenth of the seen pixels.
     - energy_parts: the fraction of the sum that lies near a visible part: within a tenth of the box's longer side.
-    - telling: 1 where the peak lies that near to a part that tells the class, else 0.
+    - telling: 1 where the peak lies that near to a part that tells the class, else 0; for ties as pointing.
     - rank, rank_on_object: `rank_of_part` of the telling part among all cells, and among the object's.
     - ring: the fraction of the sum in the outermost cells of the model input, 52 of 14 x 14.
 
@@ -305,8 +321,7 @@ def _localisation(map_, scene) -> dict[str, float]:
     geometry, nan = sample.geometry, math.nan
     heatmap = mask_to_original(map_, geometry)
     seen, total = np.isfinite(heatmap), np.nansum(heatmap)
-    x, y = peak(map_, geometry)
-    found = dict.fromkeys(LOCALISATION, nan) | dict(pointing=on[int(y), int(x)])
+    found = dict.fromkeys(LOCALISATION, nan) | dict(pointing=peak_on(map_, geometry, on))
     if total > 0:
         ring = map_[border_ring(*map_.shape)].sum() / map_.sum()
         found |= dict(energy=np.nansum(heatmap[on]) / total, ring=ring)
@@ -331,7 +346,8 @@ def _localisation(map_, scene) -> dict[str, float]:
             found["energy_parts"] = np.nansum(heatmap[close]) / total
     telling = [k for k in scene.telling if shown[k]]
     if telling:
-        found["telling"] = any(np.hypot(*(parts[k, :2] - (x, y))) <= near for k in telling)
+        away = np.linalg.norm(peaks(map_, geometry)[:, None] - parts[telling, :2], axis=-1)  # (ties, parts)
+        found["telling"] = (away.min(1) <= near).mean()
         ranks = [rank_of_part(map_, sample, k, on) for k in telling]
         found["rank"], found["rank_on_object"] = max(ranks, key=lambda rank: np.isfinite(rank[0]))
     return found

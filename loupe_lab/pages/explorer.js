@@ -42,15 +42,12 @@ export function overlay(rgba, heatmap, alpha, lut, [low, high]) {
   return out;
 }
 
-// [x, y] in the photograph: the centre of the map's highest cell; for ties, the mean of the centres (heatmap.peak).
+// [x, y] in the photograph: the centre of the map's highest cell, for ties of the first (heatmap.peak).
 export function peak(map, geometry) {
   const highest = Math.max(...map.values);
-  let x = 0, y = 0, n = 0;
-  map.values.forEach((value, i) => {
-    if (highest - value > 1e-9 * Math.abs(highest)) return;
-    x += i % map.w + 0.5, y += Math.floor(i / map.w) + 0.5, n++;
-  });
-  x *= geometry.input[1] / map.w / n, y *= geometry.input[0] / map.h / n;
+  const first = map.values.findIndex(value => highest - value <= 1e-9 * Math.abs(highest));
+  let x = (first % map.w + 0.5) * geometry.input[1] / map.w;
+  const y = (Math.floor(first / map.w) + 0.5) * geometry.input[0] / map.h;
   if (geometry.flipped) x = geometry.input[1] - x;
   return [(x + geometry.offset[1]) / geometry.scale[1], (y + geometry.offset[0]) / geometry.scale[0]];
 }

@@ -17,6 +17,7 @@ from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import remove, replaced, write_whole
 from loupe_core.geometry import transforms_for
+from loupe_core.heatmap import peaks
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.samples import Sample
@@ -290,9 +291,7 @@ def peaks_in_box(map_: np.ndarray, sample: Sample) -> float:
         map_: `(h, w)` over the model input.
         sample: With box and geometry.
     """
-    rows, columns = np.nonzero(map_ == map_.max())
-    cell = np.array(sample.geometry.input_size)[::-1] / map_.shape[::-1]
-    points = sample.geometry.to_original((np.stack([columns, rows], -1) + 0.5) * cell)
+    points = peaks(map_, sample.geometry)
     x, y, w, h = (float(value) for value in sample.box)
     return float(((points >= (x, y)) & (points <= (x + w, y + h))).all(-1).mean())
 

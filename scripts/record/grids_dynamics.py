@@ -9,12 +9,12 @@ from runs import ARMS, SMALL, build, fieldguide_sets, images_of, masks_of, part_
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from loupe_core import LoupeModel, Recipe, Trainer, peak, transforms_for
+from loupe_core import LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.loss import LossTerms
 from loupe_core.start.devices import device_of
 from loupe_lab.evidence.masks import border_ring, correlation, rank_correlation
 from loupe_lab.evidence.routing import gradient_terms, intervene, shares
-from loupe_lab.evidence.scorecard import on_object
+from loupe_lab.evidence.scorecard import on_object, peak_on
 
 STEPS = 17  # per epoch of the small profile
 EARLY = (0, 1, 2, 5, 10)  # numbers of updates after which is measured, within the first epoch
@@ -140,8 +140,7 @@ def watched(arm: str, seed: int) -> dict[int, dict]:
         row["with_first"] = alike(masks, masks_at[0])
         row["with_last"] = alike(masks, last)
         row["other_bird"] = alike(masks, np.roll(last, BIRDS // 2, 0))  # the control: the last mask of another bird
-        row["on_bird"] = np.mean([bird[int(y), int(x)] for (geometry, bird), mask in zip(surfaces, masks)
-                                  for x, y in [peak(mask, geometry)]])
+        row["on_bird"] = np.mean([peak_on(mask, geometry, bird) for (geometry, bird), mask in zip(surfaces, masks)])
         row["shape"] = mean_known(correlation(masks, covers))
         row["bird_share"] = covers.mean()  # what a random peak would hit
         losses = watch.losses[begun:step]

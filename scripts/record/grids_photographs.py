@@ -214,7 +214,8 @@ GRIDS = {
         "multiply, stage1, fast", "multiply, stage3, fast"], 3, "vit_s")),
     "other_photographs": (photograph, [
         *rows("heliconius", ["bare", *GATES, "oracle wings", "oracle crop to the wings"], 3),
-        *rows("flowers17", ["bare", *GATES], 3, pixels=160), *rows("brain_mri", ["bare", *GATES], 3, pixels=160)]),
+        *rows("flowers17", ["bare", *GATES], 3, pixels=160), *rows("brain_mri", ["bare", *GATES], 3, pixels=160),
+        *rows("heliconius", ["residual, lambda 0, fast"], 3)]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
         "cub10", ["bare", *GATES, "residual, lambda 0.5, fast"], 5, images=images)]),
 }

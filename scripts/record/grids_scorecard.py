@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from grids_first import photographs
+from PIL import Image
 from runs import telling_parts, trained
 
 from loupe_core import CUB200, LoupeModel, Trainer, transforms_for
+from loupe_core.model import FIELDGUIDE
 from loupe_core.samples import Sample
 from loupe_core.start.devices import device_of
+from loupe_lab.birds.fieldguide import SPECIES, draw
 from loupe_lab.evidence.explain import explain
-from loupe_lab.evidence.results import pack_right
+from loupe_lab.evidence.results import interval, pack_right
 from loupe_lab.evidence.scorecard import (
     CURVES,
     LAYERS,
@@ -28,6 +31,7 @@ from loupe_lab.evidence.scorecard import (
     on_grid,
     on_object,
     randomisation,
+    rank_of_part,
 )
 
 LITE0 = dict(head="backbone.classifier", last_stage="backbone.blocks.6", all="")
@@ -122,12 +126,15 @@ def score(model: LoupeModel, scenes: list[Scene], method: str | torch.Tensor = "
 
 def columns(values: dict) -> dict:
     """The mean of each score over the images; `hits` and `hits_telling`: which images have their peak on the object and
-    at the telling part, see `pack_right`."""
+    at the telling part, ties broken at random, see `pack_right`."""
+    def hits(v):
+        return pack_right(np.random.default_rng(0).random(len(v)) < v)
+
     def mean(v):
         return "" if np.isnan(v).all() else round(float(np.nanmean(v)), 4)
 
     row = {name: mean(values.get(name, np.array(np.nan))) for name in COLUMNS}
-    return row | dict(hits=pack_right(values["pointing"] == 1), hits_telling=pack_right(values["telling"] == 1))
+    return row | dict(hits=hits(values["pointing"]), hits_telling=hits(values["telling"]))
 
 
 def scorecard(arm: str, method: str, seed: int) -> tuple[dict, None]:
@@ -170,6 +177,30 @@ def scorecard_photographs(method: str, seed: int) -> tuple[dict, Trainer]:
     return dict(accuracy=outcome["accuracy"], images=len(scenes)) | columns(values), trainer
 
 
+def occlusion_sets(seed: int) -> tuple[dict, None]:
+    """Chapter 06's comparison of the mask with occlusion on other sets of birds, one of each species: the rank of the
+    telling part among the bird's own cells, means; and the difference, with an interval for other birds."""
+    model, samples, birds = LoupeModel.from_pretrained(FIELDGUIDE), [], []
+    transform = transforms_for(model.data_config, train=False)
+    for label, species in enumerate(SPECIES):
+        bird = draw(species.attributes, (9, seed, label), weather=1.0)
+        image, geometry = transform(Image.fromarray(bird.image))
+        samples.append(Sample(image, label, torch.tensor(bird.parts), torch.tensor(bird.box), geometry, "", 0))
+        birds.append(bird)
+    images = torch.stack([sample.image for sample in samples])
+    ranks = {}
+    for method in ("mask", "occlusion"):
+        ranks[method] = np.array([max((rank_of_part(map_, sample, k, bird.segmentation) for k in telling_parts(
+            f"0.{SPECIES[sample.label].name}")), key=lambda rank: np.isfinite(rank[0]))[1]
+            for map_, sample, bird in zip(on_grid(explain(model, images, method)), samples, birds)])
+    apart = ranks["mask"] - ranks["occlusion"]
+    apart = interval(apart[np.isfinite(apart)])
+    numbers = {name: np.nanmean(values) for name, values in ranks.items()} | dict(
+        difference=apart.mean, low=apart.low, high=apart.high)
+    return {name: round(float(value), 4) for name, value in numbers.items()}, None
+
+
+RECORDING = {"occlusion_sets"}  # grids whose rows are not all there yet
 METHODS = ("mask", "grad_cam", "integrated_gradients", "rollout", "centre", "outline")
 MASKS = ("lambda 0", "lambda 5", "residual", "stage3", "cbam", "random")  # arms of which only the mask is scored
 CHOICES = [dict(arm=arm, method=method, seed=seed) for seed in range(5) for arm, methods in (
@@ -186,4 +217,5 @@ def kind(row: dict) -> str:
 
 RECORDED = [row for row in CHOICES if row["seed"] < SEEDS[kind(row)]]
 PHOTOGRAPHS = [dict(method=method, seed=0) for method in METHODS if method != "rollout"]
-GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS)}
+GRIDS = {"scorecard": (scorecard, RECORDED), "scorecard_photographs": (scorecard_photographs, PHOTOGRAPHS),
+         "occlusion_sets": (occlusion_sets, [dict(seed=seed) for seed in range(5)])}

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-from loupe_core import CUB200, LoupeModel, Recipe, Trainer, peak, transforms_for
+from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.files.atomic import replaced, write_whole
 from loupe_core.start.devices import best_device, device_of, on_best_device
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES, Species, fieldguide_set, species_of
@@ -21,7 +21,7 @@ from loupe_lab.birds.painter import PARTS
 from loupe_lab.evidence.baselines import control
 from loupe_lab.evidence.explain import explain
 from loupe_lab.evidence.results import commit, pack_right
-from loupe_lab.evidence.scorecard import rank_of_part
+from loupe_lab.evidence.scorecard import peak_on, rank_of_part
 from loupe_lab.paper.arms import ARMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +101,7 @@ def part_ranks(masks: list[np.ndarray], dataset: CUB200) -> dict:
         sample, bird = dataset[i], dataset.segmentation(i)
         sides = [rank_of_part(mask, sample, k, bird) for k in telling_parts(dataset.class_names[sample.label])]
         ranks.append(max(sides, key=lambda rank: np.isfinite(rank[0])))  # of two wings or eyes, the one that is seen
-        x, y = peak(mask, sample.geometry)
-        hits.append(bird[int(y), int(x)])
+        hits.append(peak_on(mask, sample.geometry, bird))
     among_all, among_bird = np.nanmean(ranks, axis=0)
     means = dict(rank=among_all, rank_on_bird=among_bird, on_bird=np.mean(hits))
     return {name: round(float(value), 4) for name, value in means.items()}
