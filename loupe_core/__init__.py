@@ -10,7 +10,8 @@ from loupe_core.files.export import export_onnx
 from loupe_core.files.images import open_image
 from loupe_core.gate import Loupe
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform, transforms_for
-from loupe_core.heatmap import alt_text, mask_to_original, overlay, peak
+from loupe_core.heatmap import mask_to_original, overlay, peak
+from loupe_core.look.words import alt_text
 from loupe_core.loss import LossTerms, LoupeLoss
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe

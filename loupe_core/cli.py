@@ -24,10 +24,12 @@ from loupe_core.files.card import accuracy, add_to_card, area_seen, epoch_line, 
 from loupe_core.files.checks import check_photographs
 from loupe_core.files.console import Parser, exit_code
 from loupe_core.files.download import download_cub
-from loupe_core.files.export import export_onnx
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.run_folder import best_of, run_of, trained_on
 from loupe_core.geometry import transforms_for
+from loupe_core.look.command import add_magnify, for_card, rule_of, two_looks
+from loupe_core.look.export import export_looks
+from loupe_core.look.training import Magnified
 from loupe_core.model import LoupeModel
 from loupe_core.recipe import Recipe
 from loupe_core.start.first import first_model, open_init
@@ -70,13 +72,17 @@ def train(args: Arguments) -> None:
     accelerator = trainer.accelerator
     print(f"{len(data)} training and {len(val)} validation images of {len(data.class_names)} classes, {args.backbone}, "
           f"precision {accelerator.mixed_precision}, {accelerator.device}")
-    rows = trainer.fit(data, val, resume=args.resume, overwrite=args.overwrite,
+    seen = data if (rule := rule_of(args)) is None else Magnified(data, model, rule)
+    rows = trainer.fit(seen, val, resume=args.resume, overwrite=args.overwrite,
                        on_epoch_end=lambda row: tqdm.write(epoch_line(row)))
     if accelerator.is_main_process:
-        _tell(args, model, trainer, rows, len(data), len(val))
+        _tell(args, model, trainer, rows, len(data), len(val), for_card(getattr(seen, "shown", None)))
+        if rule:
+            rule.write(args.out / "best")
 
 
-def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int) -> None:
+def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict], train: int, val: int,
+          magnify: str | None) -> None:
     """Writes the model card of a training, and prints what came out."""
     best = trainer.best or min(rows, key=lambda row: row["val_loss"])  # a state of before November 2026 has no `best`
     chosen = accuracy("validation", round(best["val_accuracy"] * val), val)
@@ -84,7 +90,7 @@ def _tell(args: Arguments, model: LoupeModel, trainer: Trainer, rows: list[dict]
         backbone=f"{model.backbone_name}, gate at {', '.join(model.sites) or 'no site'} ({args.form})",
         data=f"{args.data.resolve().name}: {train} training images of {model.num_classes} classes.",
         recipe=dataclasses.asdict(trainer.recipe) | dict(epochs_trained=len(rows), best_epoch=best["epoch"]),
-        metrics=[chosen + "; it chose the epoch, so it is a little optimistic"])
+        metrics=[chosen + "; it chose the epoch, so it is a little optimistic"], magnify=magnify)
     write_whole(args.out / "best" / "README.md", str(card))
     which = f"best of {len(rows)} epochs: {best['epoch']}"
     if best["epoch"] == 0:
@@ -105,18 +111,21 @@ def evaluate(args: Arguments) -> None:
     lines = [found, f"beside it: {worth(result.labels, model.num_classes)}; precision "
              f"{trainer.accelerator.mixed_precision.replace('no', 'fp32')}; {area_seen(data)}",
              f"loss {result.loss:.4f}   " + (f"mean of the mask {result.mask_mean:.4f}" if model.sites else "no mask")]
+    if rule := rule_of(args, args.checkpoint):
+        lines += two_looks(model, data, rule, args.split, args.batch_size)
     print("\n".join(lines))
     if args.card:
-        add_to_card(Path(args.checkpoint) / "README.md", f"- {found}")
+        for line in (*lines[3:4], found):  # where there is a second look, with both
+            add_to_card(Path(args.checkpoint) / "README.md", f"- {line}")
     for step in args.then:
         step(args, model, data, lines)
 
 
 def export(args: Arguments) -> None:
-    """Writes the ONNX file."""
+    """Writes the ONNX file, or two where a second look has another size."""
     hub_or_cache(args.checkpoint)
-    export_onnx(LoupeModel.from_pretrained(args.checkpoint), args.out)
-    print(f"ONNX: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    for file in export_looks(LoupeModel.from_pretrained(args.checkpoint), args.out, rule_of(args, args.checkpoint)):
+        print(f"ONNX: {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 def open_trained(args: Arguments) -> tuple[LoupeModel, CUB200 | PhotoFolder]:
@@ -180,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
         p.set_defaults(run=run)
         return p
 
-    add_training(command(train, TRAINING))
+    p = command(train, TRAINING)
+    add_training(p)
+    add_magnify(p, "also show photographs cut to where the model points, and with that covered")
 
     p = command(evaluate, "Accuracy, what it is worth, loss and mean of the mask on one split.")
     p.set_defaults(then=[])
@@ -192,10 +203,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--whole", action="store_true", help="show the whole photograph, within borders of the mean "
                    "colour, in place of a crop of its centre")
     p.add_argument("--card", action="store_true", help="write the accuracy into the checkpoint's model card as well")
+    add_magnify(p, "look a second time, at the part that the first look points at, in full resolution")
 
     p = command(export, "Write an ONNX file with logits and mask as outputs.")
     add_checkpoint(p)
     p.add_argument("--out", "--output", type=Path, default=Path("loupe.onnx"), help="file to write")
+    add_magnify(p, "also say in the file how a second look is taken; by mask or centre")
 
     for point in entry_points(group="loupe.commands"):
         point.load()(command, commands.choices)

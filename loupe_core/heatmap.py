@@ -1,4 +1,4 @@
-"""A mask back on its photograph: the right pixels, a picture, and the same in words.
+"""A mask back on its photograph: the right pixels, and a picture.
 
 A heatmap is an array (H, W) of the photograph's own size, NaN where the model saw nothing.
 """
@@ -35,7 +35,7 @@ def mask_to_original(mask: Any, geometry: Geometry | None, rows: range | None = 
     """
     if geometry is None:
         raise LoupeError("geometry: found None (RandAugment keeps none), expected one; use EvalTransform")
-    mask = _as_array(mask)
+    mask = as_array(mask)
     height, width = geometry.original_size
     # neither resize nor crop mixes x and y, so bilinear interpolation is one matrix for each
     centres = np.zeros((max(height, width), 2)) + np.arange(max(height, width))[:, None] + 0.5
@@ -66,7 +66,7 @@ def peaks(heatmap: Any, geometry: Geometry | None = None) -> np.ndarray:
     Raises:
         LoupeError: another shape, or no finite value.
     """
-    values = _as_array(heatmap)
+    values = as_array(heatmap)
     highest = np.nanmax(values)
     points = np.argwhere(highest - values <= 1e-9 * abs(highest))[:, ::-1] + 0.5  # interpolation parts ties by 1e-16
     if geometry is None:
@@ -85,7 +85,7 @@ def contour_level(heatmap: Any, percentile: float) -> float:
     """The value below which `percentile` percent of the seen pixels lie; LoupeError outside of [0, 100]."""
     if not 0 <= percentile <= 100:
         raise LoupeError(f"percentile: found {percentile}, expected a number in [0, 100]")
-    return float(np.nanpercentile(_as_array(heatmap), percentile))
+    return float(np.nanpercentile(as_array(heatmap), percentile))
 
 
 def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
@@ -105,7 +105,7 @@ def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
         LoupeError: sizes that differ, or an alpha out of range.
     """
     photograph = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    heatmap = _as_array(heatmap, unseen=limits is not None)  # a strip beside the crop
+    heatmap = as_array(heatmap, unseen=limits is not None)  # a strip beside the crop
     if photograph.shape != (*heatmap.shape, 3) or photograph.dtype != np.uint8:
         found = f"{photograph.dtype} {photograph.shape} for a heatmap {heatmap.shape}"
         raise LoupeError(f"image: found {found}, expected uint8 (H, W, 3) of one size; see mask_to_original")
@@ -127,50 +127,8 @@ def overlay(image: Image.Image | np.ndarray, heatmap: Any, alpha: float = 0.5,
 
 def is_flat(heatmap: Any) -> bool:
     """Whether the highest value is less than `FLAT` above the lowest, in its own size: it has no peak to speak of."""
-    values = _as_array(heatmap)
+    values = as_array(heatmap)
     return bool(np.nanmax(values) - np.nanmin(values) <= FLAT * np.nanmax(np.abs(values)))
-
-
-def alt_text(heatmap: Any, box: Any = None, name: str = "mask", size: tuple[int, int] | None = None) -> str:
-    """The heatmap in words: its peak, the fraction of its sum in the box, the fraction of the photograph not seen.
-
-    A heatmap that `is_flat` is said to be so, with its values, and has no peak.
-
-    Next to the fraction in the box stands the box's fraction of the seen pixels, which a constant mask would have.
-
-    Args:
-        heatmap: (H, W) of the photograph, NaN where unseen.
-        box: (x, y, width, height) in the photograph, or None.
-        name: what the heatmap shows.
-        size: (H, W) of the photograph, where the heatmap has only some of its rows and columns, evenly spread.
-    """
-    heatmap = _as_array(heatmap)
-    height, width = size or heatmap.shape
-    text = f"{name[:1].upper()}{name[1:]} over a photograph of {width} by {height} pixels. "
-    seen, flat = np.isfinite(heatmap), is_flat(heatmap)
-    if flat:
-        text += f"It is flat, from {np.nanmin(heatmap):.3f} to {np.nanmax(heatmap):.3f}: it does not say where"
-    else:
-        points = peaks(heatmap) * (width / heatmap.shape[1], height / heatmap.shape[0])
-        x, y = points[0]
-        row = ("top", "middle", "bottom")[min(int(3 * y / height), 2)]
-        column = ("left", "centre", "right")[min(int(3 * x / width), 2)]
-        text += f"Its peak is in the {row} {column}, at ({x:.0f}, {y:.0f})"
-    if box is not None:
-        left, top, w, h = (float(value) for value in box)
-        down, across = ((np.arange(n) + 0.5) * (side / n) for n, side in zip(heatmap.shape, (height, width)))
-        inside = ((down >= top) & (down <= top + h))[:, None] & ((across >= left) & (across <= left + w))
-        total = np.nansum(heatmap)
-        fraction = np.nansum(heatmap[inside]) / total if total > 0 else 0.0
-        area = inside[seen].mean()
-        if not flat:
-            hits = ((points >= (left, top)) & (points <= (left + w, top + h))).all(1)
-            text += f", {'inside' if hits.all() else 'partly inside' if hits.any() else 'outside'} the box"
-        text += ". "
-        text += f"{fraction:.0%} of the {name} lies in the box, which covers {area:.0%} of what the model saw"
-    if not seen.all():
-        text += f". {1 - seen.mean():.0%} of the photograph was cropped away, shown in grey"
-    return text + "."
 
 
 def _weights(positions: np.ndarray, cells: int, size: int) -> np.ndarray:
@@ -183,7 +141,8 @@ def _inside(positions: np.ndarray, size: int) -> np.ndarray:
     return (positions >= 0) & (positions <= size)
 
 
-def _as_array(values: Any, unseen: bool = False) -> np.ndarray:
+def as_array(values: Any, unseen: bool = False) -> np.ndarray:
+    """A heatmap or one mask as (H, W) float64; one without a finite value is refused, unless `unseen`."""
     if torch.is_tensor(values):
         values = values.detach().cpu().float()
     values = np.asarray(values, dtype=np.float64)

@@ -115,7 +115,7 @@ class Trainer:
         Args:
             train, val: Data sets of `Sample` (`CUB200`, `PhotoFolder`) or of (tensor, label), as torchvision has them;
                 also a Subset or ConcatDataset of them. Without `val` there is neither early stopping nor a choice of
-                the best epoch.
+                the best epoch. A training set's `begin_epoch(epoch)`, where it has one, is called before each epoch.
             resume: Go on after the last complete epoch found in `out_dir`, or start where there is none.
             overwrite: Begin in the place of an earlier run in `out_dir`; without it such a folder is refused.
             on_epoch_end: Called with every epoch's row once the epoch is kept; True ends the training.
@@ -156,8 +156,8 @@ class Trainer:
             model, optimizer, train_loader = self.accelerator.prepare(self.model, self.optimizer(), loader)
             val_loader = None if val is None else self.accelerator.prepare(self.loader(self._bytes(val)))
             steps, shown = len(train_loader), self.progress and self.accelerator.is_local_main_process
-            run = dict(model=self.model.config, cut=getattr(train, "cut", {}), train=identities_of(train),
-                       val=[] if val is None else identities_of(val))
+            run = dict(model=self.model.config, cut=getattr(train, "cut", {}), shown=getattr(train, "shown", {}),
+                       train=identities_of(train), val=[] if val is None else identities_of(val))
             schedule = self._begin(optimizer.optimizer, -(-steps // r.accumulate), run, average, resume, overwrite)
             self.accelerator.init_trackers("loupe", config=dataclasses.asdict(r))
             bar = tqdm(total=r.epochs * steps, initial=len(self.history) * steps, desc="training", disable=not shown)
@@ -167,6 +167,8 @@ class Trainer:
                 for epoch in range(len(self.history), r.epochs):
                     if self._now.stale >= r.patience:
                         break
+                    if hasattr(train, "begin_epoch"):  # a set that changes with the model, such as `Magnified`
+                        train.begin_epoch(epoch)
                     row = dict(epoch=epoch + 1, lr=optimizer.param_groups[-1]["lr"])
                     row |= self._train_epoch(epoch, model, optimizer, schedule, train_loader, average, bar)
                     tried = average.module if average else model

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
+import torch
+
 from loupe_core.cli import Arguments, add_checkpoint, add_data, open_trained
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError, printable
@@ -21,7 +23,11 @@ from loupe_core.files.folders import list_images
 from loupe_core.files.hub import hub_or_cache
 from loupe_core.files.images import open_image
 from loupe_core.geometry import transforms_for
-from loupe_core.heatmap import alt_text, is_flat
+from loupe_core.heatmap import is_flat
+from loupe_core.look.command import add_magnify, rule_of
+from loupe_core.look.magnifier import Magnifier
+from loupe_core.look.sources import SOURCES
+from loupe_core.look.words import alt_text
 from loupe_core.model import LoupeModel
 from loupe_core.start.devices import device_of, on_best_device
 
@@ -38,6 +44,16 @@ It is made for a card. It stops and goes on anywhere with the same command; ever
   loupe reproduce data --table ablations --part 3/16
   loupe reproduce --show                         the table of what is there"""
 FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
+
+
+def _explained(method: str) -> Callable:
+    """A source of boxes, see `loupe_core.look.sources`, that is a method of the lab's `explain`."""
+    def source(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
+        from loupe_lab.evidence.explain import explain as maps_of
+
+        return maps_of(model, images, method, **{} if site is None else dict(site=site)).abs()
+
+    return source
 
 
 def explain(args: Arguments) -> None:
@@ -66,12 +82,14 @@ def explain(args: Arguments) -> None:
     if args.method == "mask" and len(model.sites) > 1 and args.site is None:
         raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
     target = _class_number(model, args)
-    failed = []
+    rule, failed = rule_of(args, args.checkpoint), []
+    magnifier = Magnifier(model, rule) if rule else None
     for path in photographs:
         try:
             if folder:
                 print(f"{printable(str(path))}:")
-            _explain_one(model, args, path, target, out / f"{path.relative_to(args.photo)}.png" if folder else out)
+            picture = out / f"{path.relative_to(args.photo)}.png" if folder else out
+            _explain_one(model, args, path, target, picture, magnifier)
         except LoupeError as error:
             if not folder or isinstance(error.__cause__, OSError):  # the next picture would have no place either
                 raise
@@ -88,15 +106,16 @@ def _open(checkpoint: str) -> LoupeModel:
     return on_best_device(LoupeModel.from_pretrained(checkpoint))
 
 
-def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path) -> None:
+def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | None, out: Path,
+                 magnifier: Magnifier | None) -> None:
     import numpy as np
-    import torch
     from PIL import Image
 
     from loupe_lab.evidence.explain import explain as explain_images
-    from loupe_lab.pages.pictures import drawn, sampled
+    from loupe_lab.pages.pictures import beside_parts, drawn, sampled
 
     photograph = open_image(path)
+    looks = None if magnifier is None else magnifier.look([photograph])
     x, geometry = transforms_for(model.data_config, train=False)(photograph)
     options = {} if args.site is None else dict(site=args.site)
     found = explain_images(model, x[None], args.method, target, **options)[0]
@@ -109,8 +128,10 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
             out.parent.mkdir(parents=True, exist_ok=True)
         limits = (0, 1) if args.method == "mask" else (low, high)
         encoded = io.BytesIO()  # to a file, Pillow writes half of a JPEG on a full disk, without a word
-        drawn(photograph, found, geometry, limits, args.alpha).save(
-            encoded, Image.registered_extensions()[out.suffix.lower()])
+        picture = drawn(photograph, found, geometry, limits, args.alpha)
+        if looks is not None:
+            picture = beside_parts(picture, photograph, looks.boxes[0])
+        picture.save(encoded, Image.registered_extensions()[out.suffix.lower()])
         with replaced(out) as beside:
             beside.write_bytes(encoded.getvalue())
     except OSError as error:
@@ -121,10 +142,21 @@ def _explain_one(model: LoupeModel, args: Arguments, path: Path, target: int | N
         print(f"{name} from {low:.3g} to {high:.3g} on what the model saw of it; " + (
             "colours from 0 to 1" if args.method == "mask" else "colours between these"))
     with torch.inference_mode():
-        top = model(x[None].to(device_of(model)))[0].softmax(0).topk(min(5, model.num_classes))
+        logits = model(x[None].to(device_of(model))) if looks is None else looks.first
+    _print_top(model, logits[0])
+    if looks is not None:
+        for box in looks.boxes[0]:
+            print(f"second look: {box.width} x {box.height} px from ({box.x}, {box.y}) on, by {magnifier.rule.source}")
+        _print_top(model, looks.second[0])
+        print("both looks:")
+        _print_top(model, looks.logits[0])
+    print(f"overlay: {printable(str(out))}")
+
+
+def _print_top(model: LoupeModel, logits: torch.Tensor) -> None:
+    top = logits.softmax(0).topk(min(5, model.num_classes))
     for p, k in zip(top.values.tolist(), top.indices.tolist()):
         print(f"{p:7.2%}  {printable(model.class_names[k]) if model.class_names else f'class {k}'}")
-    print(f"overlay: {printable(str(out))}")
 
 
 def _class_number(model: LoupeModel, args: Arguments) -> int | None:
@@ -161,6 +193,8 @@ def predict(args: Arguments) -> None:
     model = _open(args.checkpoint)
     if len(model.sites) > 1 and args.site is None:
         raise LoupeError(f"{args.checkpoint} has several gates; expected --site, one of {', '.join(model.sites)}")
+    rule = rule_of(args, args.checkpoint)
+    magnifier = Magnifier(model, rule) if rule else None
     transform, top = transforms_for(model.data_config, train=False), min(args.top, model.num_classes)
     names = model.class_names or [f"class {k}" for k in range(model.num_classes)]
     rows, failed = [], 0
@@ -168,16 +202,21 @@ def predict(args: Arguments) -> None:
         opened = []
         for path in photographs[first : first + BATCH]:
             try:
-                opened.append((path, *transform(open_image(path))))
+                photograph = open_image(path)
+                opened.append((path, *transform(photograph), photograph if magnifier else None))
             except LoupeError as error:
                 failed += 1
                 print(f"loupe: {error}", file=sys.stderr)
-        found = answers(model, [x for _, x, _ in opened], args.site) if opened else []
-        for (path, _, geometry), (probabilities, mask) in zip(opened, found):
+        found = answers(model, [x for _, x, *_ in opened], args.site) if opened else []
+        twice = magnifier.look([photograph for *_, photograph in opened]) if magnifier and opened else None
+        for i, ((path, _, geometry, _), (probabilities, mask)) in enumerate(zip(opened, found)):
+            if twice:
+                probabilities = twice.logits[i].softmax(0).numpy()
             row = dict(file=path.relative_to(args.photo).as_posix() if args.photo.is_dir() else str(path))
             for place, k in enumerate(probabilities.argsort()[::-1][:top], 1):
                 row |= {f"class_{place}": names[k], f"probability_{place}": round(float(probabilities[k]), 4)}
-            rows.append(row | mask_columns(mask, geometry))
+            part = dict(zip(("part_x", "part_y", "part_width", "part_height"), twice.boxes[i][0])) if twice else {}
+            rows.append(row | mask_columns(mask, geometry) | part)
     if rows:
         try:
             write_table(args.out, rows)
@@ -201,7 +240,6 @@ def report(args: Arguments, model: LoupeModel, data: CUB200 | PhotoFolder, lines
 
 def audit(args: Arguments) -> None:
     """Prints what other masks in the place of the gate's own do."""
-    import torch
     from tqdm import tqdm
 
     from loupe_lab.evidence.audit import ROWS, conclusion, gate_effect, table
@@ -313,6 +351,7 @@ def part(text: str) -> tuple[int, int]:
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[str, argparse.ArgumentParser]) -> None:
     """The entry point: see `loupe_core.cli`."""
+    SOURCES.update({method: _explained(method) for method in ("grad_cam", "rollout")})
     p = parsers["evaluate"]
     p.add_argument("--report", type=Path, metavar="FOLDER", help="also write a page there: what is taken for what, "
                    "each class, the worst mistakes with their heatmaps; and every answer as a table")
@@ -324,6 +363,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--out", type=Path, default=Path("predictions.csv"), help="CSV file to write")
     p.add_argument("--top", type=int, default=5, help="how many classes of each photograph")
     p.add_argument("--site", help="whose gate, where the model has several")
+    add_magnify(p, "answer by two looks, and add the part that the second one shows, px")
 
     p = command(explain, "Draw the mask, or another explanation, over one photograph or a folder of them, in their own "
                 "coordinates, and print the top 5.")
@@ -335,6 +375,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--site", help="mask: whose gate, where there are several; grad_cam: which features")
     p.add_argument("--class", dest="target", metavar="CLASS", help="name or number; the predicted class by default")
     p.add_argument("--alpha", type=float, default=0.5, help="weight of the colour, 0 to 1")
+    add_magnify(p, "also draw what a second look shows, and print what each look says")
 
     p = command(audit, "How much of the mask reaches the logits and the accuracy: other masks in its place.")
     add_data(p)

@@ -85,6 +85,7 @@ def test_a_training_writes_a_card_and_evaluate_adds_to_it(birds, tmp_path, capsy
     assert "license: mit" in head and "library_name: loupe-core" in head
     assert "| seed | 3 |" in body and "| lam | 0.05 |" in body and "images of 4 classes" in body
     assert re.search(r"- validation accuracy .* of 4 images; 95 % interval", body) and "test accuracy" not in body
+    assert "second look" not in card and "\n\n\n" not in body
     capsys.readouterr()
     for _ in range(2):  # a second time takes the place of the first
         assert main(["evaluate", str(birds), "--checkpoint", str(out / "best"), "--card"]) == 0

@@ -11,10 +11,15 @@ import pytest
 import timm
 import torch
 from build_lab import store_halves
+from PIL import Image
 from torch.onnx._internal.exporter import _onnx_program
 
 from loupe_core.errors import LoupeError
 from loupe_core.files.export import export_onnx
+from loupe_core.geometry import Geometry
+from loupe_core.look.boxes import Rule, boxes_of, hill, shown
+from loupe_core.look.export import export_looks
+from loupe_core.look.magnifier import Magnifier
 from loupe_core.model import LoupeModel
 
 
@@ -82,6 +87,78 @@ def test_the_file_says_how_to_make_its_image_and_read_its_answer(tmp_path):
     expected = dict(class_names=names, mean=[0.1, 0.2, 0.3], std=list(model.std), crop_pct=0.8,
                     input_size=[3, *model.img_size], sites=["stage1", "stage3"])
     assert {name: json.loads(told[name]) for name in expected} == expected
+
+
+def looked_twice(file: Path, photograph: Image.Image, site: str = "") -> tuple[np.ndarray, list]:
+    """Both looks as an exported file describes them, without torch: the logits together, and the parts shown."""
+    def opened(path) -> tuple[onnxruntime.InferenceSession, dict]:
+        session = onnxruntime.InferenceSession(path)
+        told, words = session.get_modelmeta().custom_metadata_map, ("backbone", "form", "interpolation", "closer")
+        return session, {name: told[name] if name in words else json.loads(told[name]) for name in told}
+
+    def look(session, told, picture) -> tuple[dict, Geometry]:
+        h, w = told["input_size"][1:]
+        scale = int(min(h, w) / told["crop_pct"]) / min(picture.size)
+        size = [int(scale * side) for side in picture.size]  # as timm scales a photograph
+        left, top = (round((side - length) / 2) for side, length in zip(size, (w, h)))
+        small = picture.resize(size, Image.BICUBIC).crop((left, top, left + w, top + h))
+        x = (np.asarray(small, np.float32) / 255 - np.float32(told["mean"])) / np.float32(told["std"])
+        found = session.run(None, {"image": x.transpose(2, 0, 1)[None]})
+        scales = size[1] / picture.height, size[0] / picture.width
+        names = (output.name for output in session.get_outputs())
+        return dict(zip(names, found)), Geometry(picture.size[::-1], (h, w), scales, (top, left))
+
+    session, told = opened(file)
+    closer = opened(file.with_name(told["closer"])) if "closer" in told else (session, told)
+    rule = Rule(**told["magnify"])
+    first, geometry = look(session, told, photograph)
+    map_ = first["mask" + site][0, 0] if rule.source == "mask" else hill()
+    boxes = [shown(box, geometry, rule) for box in boxes_of(map_, geometry, rule)]
+    parts = [photograph.crop((b.x, b.y, b.x + b.width, b.y + b.height)) for b in boxes]
+    second = [look(*closer, part)[0]["logits"] for part in parts]
+    return (1 - rule.weight) * first["logits"] + rule.weight * np.mean(second, 0), boxes
+
+
+@pytest.mark.parametrize("backbone, rule, options", [
+    ("test_convnext", Rule(), {}),
+    ("test_convnext", Rule(source="centre", weight=0.3), dict(site=())),
+    ("test_convnext", Rule(boxes=2, smallest=0.1, share=0.1, site="stage2"), dict(site=["stage1", "stage2"])),
+    ("test_convnext", Rule(pixels=96), {}),
+    (swin, Rule(margin=0), {}),
+])
+def test_both_looks_of_an_exported_file_give_the_magnifiers_logits(tmp_path, backbone, rule, options):
+    model = build(backbone, **options)
+    files = export_looks(model, tmp_path / "m.onnx", rule)
+    assert [file.name for file in files] == ["m.onnx"] + ["m-closer.onnx"] * bool(rule.pixels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
+    rng = np.random.default_rng(0)
+    for width, height in ((500, 300), (90, 140)):
+        small = Image.fromarray(rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
+        photograph = small.resize((width, height), Image.BILINEAR)
+        both, boxes = looked_twice(files[0], photograph, "_stage2" if rule.site else "")
+        looks = Magnifier(model, rule).look([photograph])
+        assert boxes == looks.boxes[0] and len(boxes) <= rule.boxes
+        np.testing.assert_allclose(both, looks.logits.numpy(), rtol=0, atol=1e-4)
+        assert (looks.logits - looks.first).abs().max() > 1e-3  # the second look says something of its own
+
+
+def test_a_second_look_that_the_graph_does_not_give_is_refused(tmp_path):
+    model, path = build("test_convnext"), tmp_path / "m.onnx"
+    for source in ("norm", "box", "random"):
+        with pytest.raises(LoupeError, match=f"a second look by {source} needs more .*--magnify mask or centre"):
+            export_looks(model, path, Rule(source=source))
+    with pytest.raises(LoupeError, match="found no gate"):
+        export_looks(build("test_convnext", site=()), path, Rule())
+    padded = LoupeModel("swin_micro", num_classes=3, pretrained=False, site="stage4")
+    with pytest.raises(LoupeError, match="the mask at stage4 reaches beyond an image of 112 x 112 px"):
+        export_looks(padded, path, Rule())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_export_says_nothing_of_a_second_look(tmp_path):
+    export_looks(build("test_convnext"), tmp_path / "m.onnx")
+    told = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
+    assert not {"magnify", "closer"} & told.keys()
 
 
 def test_a_path_that_cannot_be_written_is_named_in_one_line(tmp_path):

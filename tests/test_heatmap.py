@@ -10,7 +10,8 @@ from PIL import Image
 from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import EvalTransform, Geometry, TrainTransform
-from loupe_core.heatmap import alt_text, contour_level, is_flat, mask_to_original, overlay, peak, peaks
+from loupe_core.heatmap import contour_level, is_flat, mask_to_original, overlay, peak, peaks
+from loupe_core.look.words import alt_text
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -15,6 +16,9 @@ from PIL import Image
 
 from loupe_core import LoupeModel, transforms_for
 from loupe_core.files.images import open_image
+from loupe_core.look.boxes import FLAT, Rule, boxes_of
+from loupe_core.look.boxes import shown as shown_part
+from loupe_core.look.magnifier import Magnifier
 from loupe_core.model import FIELDGUIDE
 from loupe_lab.birds.fieldguide import PART_OF, SPECIES
 
@@ -118,8 +122,8 @@ def test_the_models_picture_has_the_bytes_that_pillow_makes(lab, model, size):
 def test_a_stroke_of_the_brush_changes_answer_and_mask_and_undo_restores_them(lab):
     before, said = answer(lab), lab.locator("[data-id=change]").inner_text()
     lab.locator("#lab [name=lab-colour][aria-label=blue]").check(force=True)
-    lab.locator("#lab canvas").scroll_into_view_if_needed()
-    box = lab.locator("#lab canvas").bounding_box()
+    lab.locator("#lab [data-id=picture]").scroll_into_view_if_needed()
+    box = lab.locator("#lab [data-id=picture]").bounding_box()
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ((0.3, 0.6), (0.6, 0.7))]
     lab.mouse.move(*at[0])
     lab.mouse.down()
@@ -132,7 +136,7 @@ def test_a_stroke_of_the_brush_changes_answer_and_mask_and_undo_restores_them(la
     paint = after["input"][tuple(changed[len(changed) // 2])].astype(int)
     assert paint[2] > paint[0] + 80  # blue
     assert lab.locator("[data-id=change]").inner_text().startswith("Was ")
-    assert "1 brush stroke" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "1 brush stroke" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     lab.locator("[data-id=undo]").click()
     again = answer(lab)
     np.testing.assert_array_equal(again["input"], before["input"])
@@ -144,14 +148,14 @@ def test_the_patch_moves_by_keyboard_alone(lab):
     before = answer(lab)
     for _ in range(60):
         lab.keyboard.press("Tab")
-        if lab.evaluate("document.activeElement.matches('#lab canvas')"):
+        if lab.evaluate("document.activeElement.matches('#lab [data-id=picture]')"):
             break
     lab.keyboard.press("ArrowDown")
     one = answer(lab)
     lab.keyboard.press("ArrowLeft")
     two = answer(lab)
     lab.keyboard.press("Shift+ArrowLeft")
-    assert "centre 159 across and 176 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "centre 159 across and 176 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     for a, b in itertools.combinations((before, one, two, answer(lab)), 2):
         assert np.abs(a["logits"] - b["logits"]).max() > 1e-3 and np.abs(a["mask"] - b["mask"]).max() > 1e-5
     grey = (one["input"] == 128).all(-1)  # 60 px are 60 * 124 / 336 = 22.1 of the model's, whose kernel reaches over 2
@@ -163,7 +167,7 @@ def test_the_patch_moves_by_keyboard_alone(lab):
 
 def test_clear_takes_everything_away_and_can_be_undone(lab):
     before = answer(lab)
-    lab.locator("#lab canvas").click()
+    lab.locator("#lab [data-id=picture]").click()
     covered = answer(lab)
     lab.locator("[data-id=clear]").click()
     np.testing.assert_array_equal(answer(lab)["logits"], before["logits"])
@@ -175,12 +179,12 @@ def test_clear_takes_everything_away_and_can_be_undone(lab):
 def test_many_changes_at_once_end_with_the_answer_to_the_last(lab, model):
     """Predictions run one at a time; those that come meanwhile are taken together."""
     lab.evaluate("""() => {
-        const canvas = document.querySelector("#lab canvas");
+        const canvas = document.querySelector("#lab [data-id=picture]");
         for (let i = 0; i < 100; i++)
             canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp", shiftKey: true}));
     }""")
     found = answer(lab)
-    assert "168 across and 68 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "168 across and 68 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
     pixels = np.array(Image.open(io.BytesIO(published(lab, "crimson_crowned_marrel.webp"))).convert("RGB"))
     pixels[68 - 30 : 68 + 30, 168 - 30 : 168 + 30] = 128
     agree(found, model, Image.fromarray(pixels))
@@ -195,7 +199,7 @@ def test_an_own_photograph_is_answered_as_torch_does_and_leaves_no_trace_on_the_
     asked = len(lab.requests)
     file = dict(name="cup.png", mimeType="image/png", buffer=png(np.asarray(image)))
     lab.locator("#lab [data-id=file]").set_input_files(file)
-    lab.wait_for_function("document.querySelector('#lab canvas').ariaLabel.includes('cup.png')")
+    lab.wait_for_function("document.querySelector('#lab [data-id=picture]').ariaLabel.includes('cup.png')")
     agree(answer(lab), model, image)
     assert [r.url for r in lab.requests[asked:] if r.url.startswith("http")] == [] and lab.problems == []
 
@@ -205,8 +209,119 @@ def test_a_transparent_photograph_lies_on_white_and_a_large_one_is_made_smaller(
     Image.fromarray(np.dstack([noise(1200, 900), np.zeros((1200, 900), np.uint8)])).save(path)
     lab.locator("#lab [value=photo]").check()
     lab.locator("#lab [data-id=file]").set_input_files(path)
-    lab.wait_for_function("document.querySelector('#lab canvas').ariaLabel.includes('480 by 640')")
+    lab.wait_for_function("document.querySelector('#lab [data-id=picture]').ariaLabel.includes('480 by 640')")
     assert (answer(lab)["input"] == 255).all() and np.asarray(open_image(path)).min() == 255
+
+
+def looked_twice(page) -> dict:
+    """The second look's box, logits of its own and of both, and input."""
+    page.wait_for_selector(LAB)
+    second = page.evaluate("""() => {
+        const {box, found, logits} = document.querySelector("#lab").second;
+        return {box, second: found.logits, both: logits, input: Array.from(found.input)};
+    }""")
+    return second | dict(input=np.reshape(second["input"], (112, 112, 3)).astype(np.uint8))
+
+
+def test_the_second_look_is_the_magnifiers_and_is_shown(lab, model):
+    box = lab.locator("#lab [data-id=twice]")
+    assert not lab.locator("#lab [data-id=closer]").is_visible()
+    assert lab.evaluate("document.querySelector('#lab').second") is None
+    plain = shown(lab)
+    box.check()
+    image = Image.open(io.BytesIO(published(lab, "crimson_crowned_marrel.webp"))).convert("RGB")
+    found, looks = looked_twice(lab), Magnifier(model).look([image])
+    part, = looks.boxes[0]
+    assert found["box"] == list(part)
+    cut = image.crop((part.x, part.y, part.x + part.width, part.y + part.height))
+    np.testing.assert_array_equal(found["input"], pixels_seen(model, cut)[0])
+    for name, logits in (("second", looks.second), ("both", looks.logits)):
+        np.testing.assert_allclose(found[name], logits[0], rtol=0, atol=1e-3)
+    both = looks.logits[0].softmax(0)
+    names = [species["name"] for species in json.loads(published(lab, "lab.json"))["species"]]
+    rows = lab.locator("#lab [data-id=looks] tr").all_inner_texts()
+    each = [logits[0].softmax(0) for logits in (looks.first, looks.second, looks.logits)]
+    for row, i in zip(rows, both.topk(5).indices, strict=True):
+        assert row.split("\t")[0] == names[i]
+        np.testing.assert_allclose([float(text) for text in row.split("\t")[1:]], [p[i] for p in each], atol=2e-3)
+    assert f"both together {names[both.argmax()]} {both.max():.2f}." in lab.locator("[data-id=both]").inner_text()
+    said = f"{part.width} by {part.height} pixels of 336 by 336, from {part.x} across and {part.y} down."
+    assert said in lab.locator("[data-id=cut]").inner_text()
+    assert said in lab.locator("[data-id=closer]").get_attribute("aria-label")
+    ys, xs = np.nonzero((shown(lab) != plain).any(-1))  # its outline
+    edges = (part.x, part.x + part.width, part.y, part.y + part.height)
+    for edge, seen in zip(edges, (xs.min(), xs.max(), ys.min(), ys.max())):
+        assert abs(edge - seen) <= 3
+    box.uncheck()
+    lab.wait_for_selector(LAB)
+    np.testing.assert_array_equal(shown(lab), plain)
+    assert not lab.locator("#lab [data-id=closer]").is_visible()
+
+
+def test_what_is_painted_is_seen_by_the_second_look_too(lab):
+    lab.locator("#lab [data-id=twice]").check()
+    before = looked_twice(lab)
+    x, y, width, height = before["box"]
+    canvas = lab.locator("#lab [data-id=picture]")
+    canvas.scroll_into_view_if_needed()
+    at = canvas.bounding_box()
+    lab.mouse.click(at["x"] + (x + width / 2) * at["width"] / 336, at["y"] + (y + height / 2) * at["height"] / 336)
+    after = looked_twice(lab)
+    assert (after["input"] == 128).all(-1).sum() > (before["input"] == 128).all(-1).sum() + 100
+    assert np.abs(np.subtract(after["second"], before["second"])).max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [(900, 1200), (130, 90), (5000, 400)])
+def test_the_second_look_cuts_from_the_photograph_itself(lab, model, size):
+    """Its noise of single pixels would be gone from what the page shows, at most 640 px."""
+    height, width = size
+    image = Image.fromarray(noise(height, width) // 2 + np.linspace(0, 120, width).astype(np.uint8)[None, :, None])
+    lab.locator("#lab [value=photo]").check()
+    lab.locator("#lab [data-id=twice]").check()
+    lab.locator("#lab [data-id=file]").set_input_files(dict(name="n.png", mimeType="image/png",
+                                                            buffer=png(np.asarray(image))))
+    lab.wait_for_function("document.querySelector('#lab [data-id=picture]').ariaLabel.includes('n.png')")
+    found = looked_twice(lab)
+    x, y, w, h = found["box"]
+    if max(size) > 4096:  # kept at 4,096 px, made smaller by the browser
+        assert w >= 0.29 * 328 and x + w <= 328 and y + h <= 4096 and f"of 328 by 4096, from {x} across" in \
+            lab.locator("[data-id=cut]").inner_text()
+        return
+    assert 0 <= x and x + w <= width and 0 <= y and y + h <= height
+    geometry = transforms_for(model.data_config, train=False)(image)[1]
+    box, = boxes_of(answer(lab)["mask"], geometry, Rule())
+    assert found["box"] == list(shown_part(box, geometry, Rule()))
+    np.testing.assert_array_equal(found["input"], pixels_seen(model, image.crop((x, y, x + w, y + h)))[0])
+    assert lab.problems == []
+
+
+def test_the_box_of_a_mask_is_pythons(lab, model):
+    """On random masks of all kinds and pictures of all sizes."""
+    rng, rule, cases = np.random.default_rng(0), Rule(), []
+    for k in range(400):
+        side = int(rng.choice([1, 2, 4, 7, 14]))
+        mask = rng.random((side, side)).astype(np.float32)
+        if k % 4 == 1:  # smooth, as a mask is
+            mask = np.asarray(Image.fromarray(rng.random((3, 3)).astype(np.float32)).resize((side, side)))
+        elif k % 4 == 2:  # many cells alike
+            mask = np.round(3 * mask) / np.float32(3)
+        elif k % 20 == 3:  # flat, exactly or by rounding
+            mask = np.full((side, side), 0.3, np.float32) + (k % 40 == 3) * np.float32(3e-8) * (mask > 0.5)
+        chosen = (float(rng.choice(values)) for values in ([0.1, 0.2, 0.5, 1], [0, 0.1, 0.4], [0, 0.3, 1]))
+        cases.append((mask, *(int(length) for length in rng.integers(20, 700, 2)), *chosen))
+    settings, transform = json.loads(published(lab, "lab.json")), transforms_for(model.data_config, train=False)
+    found = lab.evaluate("""async ([cases, settings]) => {
+        const {partOf} = await import(new URL("_static/lab_look.js", document.baseURI));
+        return cases.map(([mask, side, width, height, share, margin, smallest]) => partOf(
+            {values: mask, side}, width, height, settings.model, {...settings.look, share, margin, smallest}));
+    }""", [[(m.ravel().tolist(), len(m), *rest) for m, *rest in cases], settings])
+    for (mask, width, height, share, margin, smallest), box in zip(cases, found, strict=True):
+        own = replace(rule, share=share, margin=margin, smallest=smallest)
+        geometry = transform(Image.new("RGB", (width, height)))[1]
+        expected, = boxes_of(mask, geometry, own)
+        assert box == list(shown_part(expected, geometry, own)), (mask, width, height, own)
+    assert settings["look"] == dict(share=rule.share, margin=rule.margin, smallest=rule.smallest, weight=rule.weight,
+                                    flat=FLAT)
 
 
 def test_a_file_that_is_no_picture_is_named(lab):
@@ -287,22 +402,23 @@ def test_the_card_names_the_recorded_part_after_a_guess_and_marks_its_place(lab)
 def shown(page) -> np.ndarray:
     """The canvas as it is shown, (336, 336, 3)."""
     page.wait_for_selector(LAB)
-    url = page.evaluate("document.querySelector('#lab canvas').toDataURL()")
+    url = page.evaluate("document.querySelector('#lab [data-id=picture]').toDataURL()")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
 
 
 def test_a_neighbour_on_the_card_is_chosen_by_its_picture(lab):
     lab.locator("#lab .lab-group button").nth(3).click()
     lab.wait_for_selector(LAB)
-    assert lab.locator("#lab canvas").get_attribute("aria-label").startswith("Drawing of a Blue crowned Marrel")
+    label = lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
+    assert label.startswith("Drawing of a Blue crowned Marrel")
     assert lab.locator("#lab .lab-group [aria-pressed=true]").all_inner_texts() == ["Blue crowned Marrel"]
 
 
 def test_a_finger_paints_and_does_not_scroll_the_page(lab):
     before = answer(lab)
-    assert lab.evaluate("getComputedStyle(document.querySelector('#lab canvas')).touchAction") == "none"
+    assert lab.evaluate("getComputedStyle(document.querySelector('#lab [data-id=picture]')).touchAction") == "none"
     lab.evaluate("""() => {
-        const canvas = document.querySelector("#lab canvas"), box = canvas.getBoundingClientRect();
+        const canvas = document.querySelector("#lab [data-id=picture]"), box = canvas.getBoundingClientRect();
         const send = (kind, x) => canvas.dispatchEvent(new PointerEvent(kind, {pointerId: 1, pointerType: "touch",
             clientX: box.left + x * box.width, clientY: box.top + box.height / 2, bubbles: true}));
         canvas.setPointerCapture = () => {};  // there is no finger to capture
@@ -310,7 +426,7 @@ def test_a_finger_paints_and_does_not_scroll_the_page(lab):
         send("pointerdown", 0.3), send("pointermove", 0.6), send("pointerup", 0.6);
     }""")
     assert (answer(lab)["input"] != before["input"]).any()
-    assert "202 across and 168 down" in lab.locator("#lab canvas").get_attribute("aria-label")
+    assert "202 across and 168 down" in lab.locator("#lab [data-id=picture]").get_attribute("aria-label")
 
 
 @pytest.mark.parametrize("missing, says", [
@@ -339,7 +455,13 @@ def test_every_mode_is_accessible_and_fits(new_page, width, dark, mode):
     page.wait_for_selector(LAB, timeout=60_000)
     page.locator(f"#lab [value={mode}]").check()
     page.wait_for_selector(LAB)
+    if mode == "draw":
+        page.locator("#lab [data-id=twice]").check()
+        page.wait_for_selector(LAB)
+        assert page.locator("#lab [data-id=closer]").is_visible()
     assert axe(page, "#lab") == [] and page.problems == []
+    names = page.evaluate("[...document.querySelectorAll('#lab [data-id]')].map(element => element.dataset.id)")
+    assert len(set(names)) == len(names)  # the script finds each by its name
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -369,6 +491,9 @@ def test_the_exported_network_gives_torchs_answers_on_all_species_and_is_small(f
         np.testing.assert_allclose(found[1], mask, rtol=0, atol=1e-4)
         right += int(logits.argmax() == i)
     assert rows["right"] == right / 48 and right >= 0.9 * 48
+    pictures = [Image.open(folder / row["picture"]).convert("RGB") for row in rows["species"]]
+    twice = Magnifier(model)(pictures).argmax(1)
+    assert rows["right_twice"] == int((twice == torch.arange(48)).sum()) / 48
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from loupe_core import CUB200, LoupeError, LoupeModel, PhotoFolder, Recipe, Trainer, transforms_for
 from loupe_core.geometry import EvalTransform, TrainTransform
+from loupe_core.look.cut import Cut, Told
 from loupe_core.samples import Sample, collate
 from loupe_lab.evidence import oracle
 
@@ -128,7 +129,7 @@ def told_model():
 def test_the_gate_multiplies_by_the_mask_of_each_image(told_model, make_cub):
     data = CUB200(make_cub(classes=3, per_class=4), "train", val_fraction=0)
     transform = transforms_for(told_model.data_config, train=True, scale=(0.6, 1.0))
-    batch = next(iter(DataLoader(oracle.Told(data, oracle.Painted(transform, oracle.in_box, 0.3)), batch_size=6,
+    batch = next(iter(DataLoader(Told(data, oracle.Painted(transform, oracle.in_box, 0.3)), batch_size=6,
                                  collate_fn=collate)))
     before, after = [], []
     gate = told_model.gates["stage2"]
@@ -151,11 +152,11 @@ def test_images_without_a_mask_are_refused(told_model):
 @pytest.mark.parametrize("how", ["mask", "crop"])
 def test_a_trainer_takes_such_a_set_and_gives_the_probe_the_plain_images(how, told_model, make_cub):
     model = told_model if how == "mask" else LoupeModel("swin_micro", 3, pretrained=False, site=(), img_size=64)
-    made = oracle.Cut if how == "crop" else partial(oracle.Painted, region=oracle.in_box)
+    made = Cut if how == "crop" else partial(oracle.Painted, region=oracle.in_box)
     plain = transforms_for(model.data_config, train=False)
     train = CUB200(make_cub(classes=3, per_class=8), "train", val_fraction=0.5)
-    val = oracle.Told(train.with_split("val"), made(plain))
-    train = oracle.Told(train, made(transforms_for(model.data_config, train=True)))
+    val = Told(train.with_split("val"), made(plain))
+    train = Told(train, made(transforms_for(model.data_config, train=True)))
     asked = []
     recipe = Recipe.finetune(epochs=1, batch_size=4, layer_decay=1.0)
     trainer = Trainer(model, recipe, progress=False)
@@ -176,7 +177,7 @@ def test_a_crop_shows_the_box_and_its_geometry_says_where(box, name):
     torch.manual_seed(0)
     sample = photograph(box)
     for _ in range(10):
-        cut = oracle.Cut(TRANSFORMS[name])(sample)
+        cut = Cut(TRANSFORMS[name])(sample)
         assert cut.geometry.original_size == (150, 210) and torch.equal(cut.box, sample.box)
         x, y = ((np.arange(SIDE) + 0.5)[:, None] * (1, 0), (np.arange(SIDE) + 0.5)[:, None] * (0, 1))
         x, y = cut.geometry.to_original(x)[:, 0], cut.geometry.to_original(y)[:, 1]
@@ -192,7 +193,7 @@ def test_a_crop_shows_the_box_and_its_geometry_says_where(box, name):
 
 def test_a_crop_keeps_the_whole_box_in_the_test_and_the_photographs_proportions():
     sample = photograph((60, 45, 70, 30), size=(400, 300))
-    cut = oracle.Cut(EvalTransform(SIDE, MEAN, STD))(sample)  # whose crop keeps 0.875
+    cut = Cut(EvalTransform(SIDE, MEAN, STD))(sample)  # whose crop keeps 0.875
     x0, y0, x1, y1 = cut.geometry.visible_box()
     assert x0 <= 60 and x1 >= 130 and y0 <= 45 and y1 >= 75
     assert cut.geometry.scale[0] == pytest.approx(cut.geometry.scale[1], rel=0.03)

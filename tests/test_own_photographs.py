@@ -51,12 +51,15 @@ def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
             for call in calls.splitlines():
                 assert main(call.split("\0")[:-1]) == 0
         printed.append(capsys.readouterr().out)
-    train, test, look, folder, table, python, audit, share = printed
+    train, test, look, folder, table, python, twice, onnx, audit, share = printed
     assert train.count("photographs of 3 classes (Rotkehlchen süß, robin, wren)") == 2
     assert test.count("test accuracy") == 2 and (tmp_path / "report" / "index.html").is_file()
     assert table.startswith("20 photographs: predictions.csv")
     assert "robin" in look and (tmp_path / "robin.png").is_file()
     assert folder.count("overlay: ") == len(list((tmp_path / "grad_cam").glob("*.jpg.png"))) == 20
     assert len(list((tmp_path / "heatmaps").glob("*.png"))) == 2 * 20 and "mean of its mask" in python
+    assert "with a second look by mask: test accuracy" in twice and (tmp_path / "closer.png").is_file()
+    assert re.search(r"first look: .*; second, \d+ x \d+ px: .*; both: ", onnx)
     assert "mean" in audit and share == "3 classes, gate at stage2\n"
-    assert "test accuracy" in (tmp_path / "runs" / "own" / "best" / "README.md").read_text()
+    card = (tmp_path / "runs" / "own" / "best" / "README.md").read_text()
+    assert "\n- test accuracy" in card and "\n- with a second look by mask: test accuracy" in card

@@ -58,7 +58,7 @@ import resource, sys
 import numpy as np
 from PIL import Image
 from loupe_core.geometry import Geometry
-from loupe_core.heatmap import alt_text
+from loupe_core.look.words import alt_text
 from loupe_lab.pages.pictures import drawn, sampled
 side = int(sys.argv[1])
 image = Image.new("RGB", (6 * side, 4 * side))

@@ -33,7 +33,9 @@ ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.c
            loupe_core.start.limits loupe_core.recipe loupe_core.start.choose loupe_core.start.options
            loupe_core.start.first loupe_core.start.machine loupe_core.start.lion loupe_core.start.optimizers
            loupe_core.start.labels loupe_core.start.probe loupe_core.start.on_card loupe_core.start.batches
-           loupe_core.start.steps loupe_core.trainer loupe_core.heatmap loupe_core.cli loupe_core.__main__
+           loupe_core.start.steps loupe_core.trainer loupe_core.heatmap loupe_core.look.words loupe_core.look.cut
+           loupe_core.look.boxes loupe_core.look.sources loupe_core.look.magnifier loupe_core.look.training
+           loupe_core.look.command loupe_core.look.export loupe_core.cli loupe_core.__main__
            loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
            loupe_lab.evidence.cost loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.oracle
            loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit loupe_lab.evidence.routing

@@ -123,12 +123,13 @@ def rows_of(grid: str) -> list[dict]:
 
 # The row of a grid that is run again, where it is not the first. All share one training, the paper's gate with seed 0.
 AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", seed=0), "routing": dict(kind="none"),
-         "context": dict(arm="loupe", seed=0), "robustness": dict(arm="loupe", seed=0), "scales": dict(arm="loupe")}
+         "context": dict(arm="loupe", seed=0), "robustness": dict(arm="loupe", seed=0), "scales": dict(arm="loupe"),
+         "questions": dict(arm="warm-up 5", seed=0)}
 # One training more each, or several: a minute or more a row.
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar_lite0", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
         "dynamics", "finetune", "cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs",
-        "pretraining", "pretraining_probes", "pointing", "patches", "backdrops", "occlusion_sets")
+        "pretraining", "pretraining_probes", "pointing", "patches", "backdrops", "occlusion_sets", "questions", "flow")
 
 
 @pytest.fixture(scope="module")

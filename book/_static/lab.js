@@ -1,9 +1,11 @@
 // The page "Try it": choose, draw or bring a picture, paint over it, and see what the network says at once.
 import {drawBird, sheet} from "./lab_bird.js";
 import {view} from "./lab_input.js";
-import {get, loadNetwork} from "./lab_network.js";
+import {partOf} from "./lab_look.js";
+import {get, loadNetwork, softmax} from "./lab_network.js";
 
-const BASE = new URL(".", import.meta.url), LARGEST = 640, GREY = "#808080";
+const BASE = new URL(".", import.meta.url), GREY = "#808080";
+const LARGEST = 640, KEPT = 4096;  // px, longer side of a photograph: as it is shown, and as a second look cuts from it
 const FORM = `
 <fieldset class="lab-line"><legend>Picture</legend>
   <label><input type="radio" name="lab-mode" value="species" checked> a species of the guide</label>
@@ -18,14 +20,14 @@ const FORM = `
 <div data-for="photo">
   <label>Photograph <input type="file" accept="image/*" data-id="file"></label>
   <p>It stays in this page: nothing is sent anywhere. You can also drop it on the picture. A large one is first made
-  smaller, to ${LARGEST} pixels.</p>
+  smaller, to ${LARGEST} pixels; a second look cuts its part from the photograph itself.</p>
   <p><strong>This network knows the drawn species of the guide and nothing else.</strong> On a photograph its answer
   means nothing; you only see how mask and answer move. <a href="05_training_on_cub.html">Chapter 5</a> trains on
   photographs, and the <a href="api.html">package</a> takes any of timm's backbones.</p>
 </div>
 <div class="lab-main">
   <div class="lab-picture">
-    <canvas tabindex="0" role="img" aria-describedby="lab-help"></canvas>
+    <canvas tabindex="0" role="img" aria-describedby="lab-help" data-id="picture"></canvas>
     <p id="lab-help" class="lab-small">Drag on the picture. With the keyboard: go to the picture and press an arrow key.
     The patch moves, with Shift by single pixels; Ctrl+Z takes a step back.</p>
   </div>
@@ -36,6 +38,21 @@ const FORM = `
       <thead><tr><th scope="col">species</th><th scope="col">probability</th><th scope="col">untouched</th></tr></thead>
       <tbody></tbody></table>
     <p class="lab-small" data-id="numbers"></p>
+    <div class="lab-line"><label><input type="checkbox" data-id="twice" aria-describedby="lab-twice"> second
+      look</label></div>
+    <p id="lab-twice" class="lab-small">Cuts out the part where the mask is high, and asks the network again.</p>
+  </div>
+  <div class="lab-picture" data-second hidden>
+    <canvas class="lab-part" role="img" data-id="closer"></canvas>
+    <p class="lab-small" data-id="cut"></p>
+  </div>
+  <div class="lab-answer" data-second hidden>
+    <h3>What both looks say</h3>
+    <p data-id="both"></p>
+    <table><caption>The five likeliest species by both</caption>
+      <thead><tr><th scope="col">species</th><th scope="col">first</th><th scope="col">second</th>
+        <th scope="col">both</th></tr></thead>
+      <tbody data-id="looks"></tbody></table>
   </div>
   <div class="lab-tools">
     <fieldset class="lab-line"><legend>Tool</legend>
@@ -95,7 +112,8 @@ async function run(root, form, data, predict, say) {
   const canvas = form.querySelector("canvas"), pen = canvas.getContext("2d");
   const groups = [...new Set(data.species.map(s => s.group))], guessed = new Set(), size = {patch: 60, brush: 16};
   const files = new Map();  // name -> promise of a decoded picture
-  let species = data.species[1], base = null, before = null, touched = {strokes: [], patch: null}, history = [];
+  let species = data.species[1], before = null, touched = {strokes: [], patch: null}, history = [];
+  let base = null, whole = null;  // the picture as it is shown, and in its full resolution
   let title = "", colour = ["middle grey", GREY], wanted = false, running = false, timer = 0, turn = 0;
 
   // -- the picture, what is painted on it, and what is shown over it ---------------------------------------------
@@ -112,9 +130,11 @@ async function run(root, form, data, predict, say) {
     return files.get(name);
   }
 
-  function painted() {
-    const {width, height} = base, pad = sheet(width, height);
-    pad.drawImage(base, 0, 0);
+  function painted(picture = base, [x, y, width, height] = [0, 0, picture.width, picture.height]) {
+    const pad = sheet(width, height);
+    pad.drawImage(picture, -x, -y);
+    pad.translate(-x, -y);
+    pad.scale(picture.width / base.width, picture.height / base.height);
     pad.lineCap = pad.lineJoin = "round";
     for (const {colour, size, points} of touched.strokes) {
       pad.strokeStyle = colour;
@@ -132,7 +152,7 @@ async function run(root, form, data, predict, say) {
     return pad;
   }
 
-  function show(result) {
+  function show(result, second) {
     const {width, height} = base, seen = view(width, height, data.model), [x, y, w, h] = seen.box;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
     pen.drawImage(painted().canvas, 0, 0);
@@ -148,18 +168,39 @@ async function run(root, form, data, predict, say) {
       pen.drawImage(cells.canvas, x, y, w, h);
       pen.globalAlpha = 1;
     }
-    pen.fillStyle = "rgb(0 0 0 / 55%)";  // what the network does not see
+    dim(pen, width, height, seen.box);
+    if (revealed() && id("mark").checked) line(() => pen.arc(...species.place, width / 22, 0, 2 * Math.PI));
+    for (const part of form.querySelectorAll("[data-second]")) part.hidden = !second;
+    if (second) showPart(second);
+  }
+
+  function showPart({box, part}) {
+    const [x, y, w, h] = box, zoom = base.width / whole.width;
+    line(() => pen.rect(x * zoom, y * zoom, w * zoom, h * zoom));
+    const canvas = id("closer"), enlarged = canvas.getContext("2d"), scale = data.kit.size / Math.max(w, h);
+    Object.assign(canvas, {width: Math.max(Math.round(w * scale), 1), height: Math.max(Math.round(h * scale), 1)});
+    enlarged.imageSmoothingQuality = "high";
+    enlarged.drawImage(part, 0, 0, canvas.width, canvas.height);
+    enlarged.scale(canvas.width / w, canvas.height / h);
+    dim(enlarged, w, h, view(w, h, data.model).box);
+    const text = `The part in the box: ${w} by ${h} pixels of ${whole.width} by ${whole.height}, from ${x} across ` +
+      `and ${y} down.`;
+    id("cut").textContent = text;
+    canvas.setAttribute("aria-label", text);
+  }
+
+  function dim(pen, width, height, [x, y, w, h]) {  // what the network does not see
+    pen.fillStyle = "rgb(0 0 0 / 55%)";
     pen.beginPath();
     pen.rect(0, 0, width, height);
     pen.rect(x, y, w, h);
     pen.fill("evenodd");
-    if (revealed() && id("mark").checked) ring(...species.place, width / 22);
   }
 
-  function ring(x, y, radius) {
+  function line(draw) {  // seen on light and on dark
     for (const [width, stroke] of [[5, "black"], [2.5, "white"]]) {
       pen.beginPath();
-      pen.arc(x, y, radius, 0, 2 * Math.PI);
+      draw();
       Object.assign(pen, {lineWidth: width, strokeStyle: stroke}).stroke();
     }
   }
@@ -185,10 +226,11 @@ async function run(root, form, data, predict, say) {
       }
       const result = bare ? before.result
         : await predict(painted().getImageData(0, 0, base.width, base.height));
+      const second = id("twice").checked && of === base ? await lookCloser(result) : null;
       if (of === base) {
-        root.result = result;
-        show(result);
-        describe(result);
+        Object.assign(root, {result, second});
+        show(result, second);
+        describe(result, second);
       }
     } catch (error) {
       say(error.message);
@@ -198,7 +240,14 @@ async function run(root, form, data, predict, say) {
     root.dataset.state = "idle";
   }
 
-  function describe(result) {
+  async function lookCloser(first) {
+    const box = partOf(first.mask, whole.width, whole.height, data.model, data.look), pad = painted(whole, box);
+    const found = await predict(pad.getImageData(0, 0, box[2], box[3])), weight = data.look.weight;
+    const logits = first.logits.map((value, i) => (1 - weight) * value + weight * found.logits[i]);
+    return {box, part: pad.canvas, found, logits, probabilities: softmax(logits)};
+  }
+
+  function describe(result, second) {
     const p = result.probabilities, was = before.result.probabilities, names = data.species.map(s => s.name);
     const order = p.map((_, i) => i).sort((a, b) => p[b] - p[a]), old = was.indexOf(Math.max(...was));
     const label = i => `${names[i]} ${p[i].toFixed(2)}`, bare = result === before.result;
@@ -208,6 +257,7 @@ async function run(root, form, data, predict, say) {
     const text = bare ? `${label(order[0])}.${verdict}`
       : `Was ${names[old]} ${was[old].toFixed(2)}, now ${label(order[0])}${left}.`;
     id("change").textContent = text;
+    const twice = second ? describeBoth(result, second) : "";
     form.querySelector("tbody").replaceChildren(...order.slice(0, 5).map(i => {
       const row = document.createElement("tr");
       row.innerHTML = '<th scope="row"></th><td><span class="lab-bar"></span> ' +
@@ -227,7 +277,23 @@ async function run(root, form, data, predict, say) {
       strokes.length && `${strokes.length} brush ${strokes.length > 1 ? "strokes" : "stroke"} on it`,
       patch && `a grey patch of ${patch.side} pixels, its centre ${at}`].filter(Boolean).join(", "));
     clearTimeout(timer);  // a screen reader hears where a movement ends, not every step
-    timer = setTimeout(() => { id("live").textContent = text; }, 500);
+    timer = setTimeout(() => { id("live").textContent = `${text} ${twice}`; }, 500);
+  }
+
+  function describeBoth(first, {found, probabilities: p}) {
+    const names = data.species.map(s => s.name), order = p.map((_, i) => i).sort((a, b) => p[b] - p[a]);
+    const label = p => `${names[p.indexOf(Math.max(...p))]} ${Math.max(...p).toFixed(2)}`;
+    const text = `The second look says ${label(found.probabilities)}, both together ${label(p)}.`;
+    id("both").textContent = text;
+    id("looks").replaceChildren(...order.slice(0, 5).map(i => {
+      const row = document.createElement("tr");
+      row.innerHTML = '<th scope="row"></th>' + [first.probabilities, found.probabilities].map(
+        q => `<td>${q[i].toFixed(3)}</td>`).join("") + `<td><span class="lab-bar"></span> ${p[i].toFixed(3)}</td>`;
+      row.firstChild.textContent = names[i];
+      row.querySelector(".lab-bar").style.width = `${2.5 * p[i]}em`;
+      return row;
+    }));
+    return text;
   }
 
   function there({side, values}) {
@@ -245,9 +311,9 @@ async function run(root, form, data, predict, say) {
     const mine = ++turn;
     root.dataset.state = "busy";
     try {
-      const [canvas, name] = await make();
+      const [canvas, name, original = canvas] = await make();
       if (mine !== turn) return;
-      base = canvas, title = name, touched = {strokes: [], patch: null}, history = [];
+      base = canvas, whole = original, title = name, touched = {strokes: [], patch: null}, history = [];
       say("");
       refresh();
     } catch (error) {
@@ -286,14 +352,20 @@ async function run(root, form, data, predict, say) {
         throw new Error(`${file.name}: found no picture that this browser can read, expected JPEG, PNG, WebP or the ` +
           "like; choose another file");
       });
-      const scale = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
-      const pad = sheet(Math.max(Math.round(bitmap.width * scale), 1), Math.max(Math.round(bitmap.height * scale), 1));
-      pad.fillStyle = "white";  // below a transparent picture, as loupe_core.open_image has it
-      pad.fillRect(0, 0, pad.canvas.width, pad.canvas.height);
-      pad.imageSmoothingQuality = "high";
-      pad.drawImage(bitmap, 0, 0, pad.canvas.width, pad.canvas.height);
-      return [pad.canvas, `Your photograph ${file.name}`];
+      const small = onWhite(bitmap, LARGEST), large = onWhite(bitmap, KEPT);
+      bitmap.close();
+      return [small, `Your photograph ${file.name}`, large];
     });
+  }
+
+  function onWhite(bitmap, longest) {
+    const scale = Math.min(1, longest / Math.max(bitmap.width, bitmap.height));
+    const pad = sheet(Math.max(Math.round(bitmap.width * scale), 1), Math.max(Math.round(bitmap.height * scale), 1));
+    pad.fillStyle = "white";  // below a transparent picture, as loupe_core.open_image has it
+    pad.fillRect(0, 0, pad.canvas.width, pad.canvas.height);
+    pad.imageSmoothingQuality = "high";
+    pad.drawImage(bitmap, 0, 0, pad.canvas.width, pad.canvas.height);
+    return pad.canvas;
   }
 
   // -- the species card ------------------------------------------------------------------------------------------
@@ -407,7 +479,7 @@ async function run(root, form, data, predict, say) {
     tools();
     if (chosen("tool") === "patch" && touched.patch) patchAt(touched.patch.x, touched.patch.y);
   };
-  for (const name of ["show", "opacity", "mark"]) id(name).oninput = refresh;
+  for (const name of ["show", "opacity", "mark", "twice"]) id(name).oninput = refresh;
   form.querySelectorAll("[name=lab-tool]").forEach(radio => radio.addEventListener("change", tools));
   form.querySelectorAll("[name=lab-mode]").forEach(radio => radio.addEventListener("change", choose));
   const paints = Object.entries({"middle grey": GREY, ...data.palette});
@@ -444,9 +516,10 @@ async function run(root, form, data, predict, say) {
 
   const right = document.createElement("p");
   right.className = "lab-small";
-  right.textContent = `Untouched, the network names ${Math.round(data.right * data.species.length)} of these ` +
-    `${data.species.length} pictures rightly. It was trained on other pictures of the same species. Its file has ` +
-    `${(data.model.bytes / 1e6).toFixed(1)} MB.`;
+  const n = data.species.length, counted = share => Math.round(share * n);
+  right.textContent = `Untouched, the network names ${counted(data.right)} of these ${n} pictures rightly; with a second ` +
+    `look at each, ${counted(data.right_twice)}. It was trained on other pictures of the same species, with one look. ` +
+    `Its file has ${(data.model.bytes / 1e6).toFixed(1)} MB.`;
   form.append(right);
   tools();
   turnToSpecies(species);

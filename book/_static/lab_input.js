@@ -43,7 +43,7 @@ export function resample(rgba, width, height, newWidth, newHeight) {
   return along(wide, newWidth, 3, newWidth * 3, 3, newWidth * 3, height, newHeight);
 }
 
-const roundHalfEven = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
+export const roundHalfEven = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
 
 // Where the model looks in a picture: the size that it is scaled to, and the corner of the square cut from its middle.
 export function view(width, height, {resize, crop}) {

@@ -10,6 +10,12 @@ export async function get(url) {
   return answer;
 }
 
+export function softmax(logits) {
+  const highest = Math.max(...logits), powers = logits.map(z => Math.exp(z - highest));
+  const sum = powers.reduce((a, b) => a + b);
+  return powers.map(p => p / sum);
+}
+
 // `base`: URL of _static. `settings`: lab.json's model. Returns predict: ImageData -> {logits, probabilities (K,),
 // mask {values, side}, input: bytes of the model's picture, milliseconds: of input and network together}.
 export async function loadNetwork(base, settings) {
@@ -32,9 +38,7 @@ export async function loadNetwork(base, settings) {
     const began = performance.now(), {bytes, values} = modelInput(picture, settings);
     const image = new ort.Tensor("float32", values, [1, 3, settings.crop, settings.crop]);
     const {logits, mask} = await session.run({image});
-    const highest = Math.max(...logits.data), powers = Array.from(logits.data, z => Math.exp(z - highest));
-    const sum = powers.reduce((a, b) => a + b);
-    return {logits: Array.from(logits.data), probabilities: powers.map(p => p / sum), input: bytes,
+    return {logits: Array.from(logits.data), probabilities: softmax(Array.from(logits.data)), input: bytes,
       mask: {values: Array.from(mask.data), side: mask.dims[3]}, milliseconds: performance.now() - began};
   };
 }

@@ -28,7 +28,8 @@ class _WithMask(nn.Module):
         return self.model(image, return_mask=True)
 
 
-def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True) -> list[str]:
+def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True, size: tuple[int, int] | None = None,
+                facts: dict[str, str] | None = None) -> list[str]:
     """Writes `model`, in eval mode, as an ONNX file; needs the packages onnx and onnxscript.
 
     Input: "image" `(B, C, H, W)`, float32, normalised with the model's `mean` and `std`, of size `model.img_size`.
@@ -37,6 +38,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
 
     Args:
         dynamic_batch: Let B vary; False fixes it to 1.
+        size: (H, W) of the images, where it is not `model.img_size`.
+        facts: More metadata.
 
     Returns:
         The names of the outputs.
@@ -55,7 +58,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
     like = next(model.parameters())
     scratch = path.with_name(f"unfinished-{path.name}")
     # Two images, because torch.export takes a batch of one for a constant.
-    shape = (2 if dynamic_batch else 1, model.in_chans, *model.img_size)
+    size = tuple(size or model.img_size)
+    shape = (2 if dynamic_batch else 1, model.in_chans, *size)
     images = torch.zeros(shape, dtype=like.dtype, device=like.device)
     try:
         with eval_mode(model):
@@ -65,7 +69,8 @@ def export_onnx(model: LoupeModel, path: str | Path, dynamic_batch: bool = True)
                 dynamo=True, verbose=False)
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the exporter notes here where in this machine's files each node comes from
-        program.model.metadata_props.update(metadata_of(model))
+        known = dict(input_size=json.dumps((model.in_chans, *size)))
+        program.model.metadata_props.update(metadata_of(model) | known | (facts or {}))
         remove(scratch)  # of a process that was killed
         scratch.mkdir()
         program.save(str(scratch / path.name))

@@ -121,7 +121,7 @@ class RunFolder:
             there, recipe: The recipe that was begun with, and that of now, dataclasses.
 
         Raises:
-            LoupeError: The model, the images or the recipe differ; the line says in what.
+            LoupeError: The model, the images, how they are shown, or the recipe differ; the line says in what.
         """
         for name, value in vars(recipe).items():
             if name not in ("workers", "compile") and getattr(there, name) != value:
@@ -140,6 +140,13 @@ class RunFolder:
                 raise LoupeError(f"resume: {self.path} was begun with "
                                  f"{_difference(name, begun['model'].get(name), value)}; expected the same model: give "
                                  "the old options, or use a new folder")
+        before, after = begun.get("shown") or {}, now.get("shown") or {}
+        if before != after:
+            told = ["a second look" + "".join(f", {name} {value}" for name, value in each.items() if name in before
+                                              and name in after and before[name] != after[name])
+                    if each else "no second look" for each in (before, after)]
+            raise LoupeError(f"resume: {self.path} was begun with {told[0]}, this one has {told[1]}; expected the "
+                             "same: give --magnify and its options as then, or use a new folder")
         for part in ("train", "val"):
             before, after = set(begun[part]), set(now[part])
             if before != after:

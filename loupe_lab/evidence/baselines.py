@@ -139,6 +139,22 @@ def control(kind: str, channels: int) -> nn.Module:
     return CbamMask() if kind == "cbam" else ControlMask(kind, channels)
 
 
+class CentredLoupe(Loupe):
+    """A Loupe with a centre prior added to what it learns; `gate.loupe` may be replaced by it.
+
+    The logarithm of `centre_gaussian` is added to the logit, so the prior multiplies the odds M / (1 - M) of each cell:
+    by 1 in the middle, by exp(-4) in the corners. It is fixed, and the learned part may outweigh it.
+
+    Args, shape: as `Loupe`.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        B, C, H, W = features.shape
+        prior = centre_gaussian(H, W, torch).log().to(features)
+        hidden = nn.functional.relu(self.conv3x3(features))
+        return torch.sigmoid(self.conv1x1(hidden) + prior)  # (B, 1, H, W)
+
+
 class CbamMask(SpatialAttn):
     """timm's spatial half of CBAM, up to its mask: features `(B, C, H, W)` -> `(B, 1, H, W)`."""
 

@@ -6,7 +6,6 @@ All share one signature, and each is a map over the whole model input, at its ow
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
-from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer import window_partition, window_reverse
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from loupe_core.errors import LoupeError
+from loupe_core.look.sources import SWIN, without_padding
 from loupe_core.sites import (
     Layout,
     Site,
@@ -39,7 +38,6 @@ from loupe_core.sites import (
 )
 from loupe_core.start.layers import find_places, is_timms
 
-SWIN = (SwinTransformer, SwinTransformerV2)
 BATCH = 64  # images per forward pass, where a map needs many
 
 
@@ -140,7 +138,7 @@ def _mask(model, x, target, site: str | None = None) -> torch.Tensor:
     with torch.no_grad():
         masks = model(x, return_mask=True)[1]
     mask = masks if model.one_mask else masks[list(model.gates.values()).index(gate)]
-    return _without_padding(mask[:, 0], model.backbone, gate.site, x)
+    return without_padding(mask[:, 0], model.backbone, gate.site, tuple(x.shape[-2:]))
 
 
 def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
@@ -163,7 +161,7 @@ def _grad_cam(model, x, target, site: str | None = None) -> torch.Tensor:
     if not cam.any():
         raise LoupeError(f"site {place.name!r} of {type(backbone).__name__}: no gradient reaches its features, because "
                          "the classifier does not read them: choose an earlier site")
-    return _without_padding(F.relu(cam), backbone, place, x)
+    return without_padding(F.relu(cam), backbone, place, size)
 
 
 def _integrated_gradients(model, x, target, steps: int = 50) -> torch.Tensor:
@@ -293,19 +291,6 @@ def _last_features(backbone: nn.Module, x: torch.Tensor) -> tuple[Site, Layout]:
     output = module_outputs(backbone, x[:1], [module]).get(module)
     layout = None if output is None else find_layout(backbone, output, site, tuple(x.shape[-2:]))
     return (replace(site, module=module), layout) if layout else locate(backbone, [site.name], tuple(x.shape[-2:]))[0]
-
-
-def _without_padding(maps: torch.Tensor, backbone: nn.Module, site: Site, x: torch.Tensor) -> torch.Tensor:
-    """The map without what lies outside of the image: Swin pads an odd grid, so its last cells reach beyond the image.
-
-    112 px have 4 cells of 32 px after stage 4, which are 128 px: 4 x 4 becomes 7 x 7 cells of 16 px.
-    """
-    sides, cells = x.shape[-2:], [n * site.stride for n in maps.shape[1:]]
-    if not isinstance(backbone, SWIN) or cells == list(sides):
-        return maps
-    px = math.gcd(site.stride, *sides)
-    maps = F.interpolate(maps[:, None], [side // px for side in cells], mode="bilinear")[:, 0]
-    return maps[:, : sides[0] // px, : sides[1] // px]
 
 
 def _backbone(model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """Masks and crops that are given the answer: a positive control, which shows whether a gate could have helped.
 
 Where an image's object lies is told by its annotations. It becomes the mask of a gate, `tell` and `Painted`, or the
-photograph is cut to it before anything else, `Cut`. `Told` gives both a data set's whole samples.
+photograph is cut to it before anything else, `loupe_core.look.cut.Cut`. `Told` of the same file gives both a data set's
+whole samples.
 """
 
 from collections.abc import Callable
@@ -14,18 +15,16 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.utils.data import Dataset
 
 from loupe_core.datasets import Transform
 from loupe_core.errors import LoupeError
 from loupe_core.geometry import Geometry
+from loupe_core.look.cut import Box, box_of
 from loupe_core.model import LoupeModel
 from loupe_core.samples import Sample
 
 # Where the answer is: (sample with its photograph, x (W,), y (H,) in the photograph's pixels) -> (H, W) in [0, 1]
 Region = Callable[[Sample, np.ndarray, np.ndarray], np.ndarray]
-# (sample with its photograph) -> x, y, width, height of the answer, in its pixels
-Box = Callable[[Sample], tuple[float, float, float, float]]
 
 
 # --- where the answer is --------------------------------------------------------------------------------------------
@@ -68,20 +67,14 @@ def on_wings(sample: Sample, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found[np.ix_(rows, columns)]
 
 
-def box_of(sample: Sample) -> tuple[float, float, float, float]:
-    """`Box`: the sample's own. Raises LoupeError where it has none."""
-    if sample.box is None:
-        raise LoupeError(f"{sample.path}: found no box, expected a set with bounding_boxes.txt of CUB-200-2011")
-    return tuple(sample.box.tolist())
-
-
-def wings_box(sample: Sample) -> tuple[float, float, float, float]:
-    """`Box`: the least one around what `wings` finds; the whole photograph where that is nothing."""
+def wings_box(sample: Sample) -> Box:
+    """The least one around what `wings` finds; the whole photograph where that is nothing."""
     found = wings(np.asarray(sample.image))
     if not found.any():
-        return 0.0, 0.0, float(sample.image.width), float(sample.image.height)
+        return Box(0.0, 0.0, float(sample.image.width), float(sample.image.height))
     down, across = (slices for slices in ndimage.find_objects(found.astype(int))[0])
-    return float(across.start), float(down.start), float(across.stop - across.start), float(down.stop - down.start)
+    return Box(float(across.start), float(down.start), float(across.stop - across.start),
+               float(down.stop - down.start))
 
 
 def wings(pixels: np.ndarray) -> np.ndarray:
@@ -151,60 +144,6 @@ class Painted:
         mask = self.outside + (1 - self.outside) * painted(self.region, sample, geometry)
         channel = torch.from_numpy(mask).to(image.dtype)
         return replace(sample, image=torch.cat([image, channel[None]]), geometry=geometry)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """For `Told`: the photograph is cut to a square around its box, with a margin, and then transformed.
-
-    The square is as wide as the box's longer side and a `margin` of it on both sides. At a border of the photograph it
-    is moved inwards; it is cut short where the photograph is smaller. Sample and geometry stay those of the photograph.
-    """
-
-    transform: Transform
-    box: Box = box_of
-    margin: float = 0.1
-
-    def __call__(self, sample: Sample) -> Sample:
-        x, y, width, height = self.box(sample)
-        (W, H), side = sample.image.size, (1 + 2 * self.margin) * max(width, height)
-        (left, across), (top, down) = (_within(first + length / 2, side, whole) for first, length, whole in
-                                       ((x, width, W), (y, height, H)))
-        image, geometry = self.transform(sample.image.crop((left, top, left + across, top + down)))
-        if geometry is not None:
-            (sy, sx), (oy, ox) = geometry.scale, geometry.offset
-            geometry = replace(geometry, original_size=(H, W), offset=(oy + top * sy, ox + left * sx))
-        return replace(sample, image=image, geometry=geometry)
-
-
-def _within(centre: float, side: float, whole: int) -> tuple[int, int]:
-    """First pixel and length of a stretch of a photograph's side that is `whole` pixels long."""
-    length = max(min(round(side), whole), 1)
-    return min(max(round(centre - length / 2), 0), whole - length), length
-
-
-class Told(Dataset):
-    """A data set of photographs, in which each sample as a whole goes through a transform, `Painted` or `Cut`.
-
-    Args:
-        dataset: Of `Sample`, with photographs: a `CUB200` or `PhotoFolder` without a transform.
-        transform: sample with its photograph -> sample with a tensor.
-    """
-
-    def __init__(self, dataset: Dataset, transform: Callable[[Sample], Sample]) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.labels, self.class_names, self.image_ids, self.cut = (
-            getattr(dataset, name) for name in ("labels", "class_names", "image_ids", "cut"))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self.transform(self.dataset[i])
-
-    def identities(self) -> list[str]:
-        """Those of its photographs."""
-        return self.dataset.identities()
 
 
 class ToldMask(nn.Module):

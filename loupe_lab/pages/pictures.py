@@ -4,12 +4,15 @@ Limits: a mask lies in [0, 1] and is drawn on that scale, so that a flat one loo
 their own; theirs is that of the picture, and the colour bar says its numbers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from loupe_core.geometry import Geometry
 from loupe_core.heatmap import STRIP, mask_to_original, overlay
+from loupe_core.look.cut import Box
 
 MOST = 1000  # rows or columns of a heatmap that is put into words
 
@@ -56,3 +59,19 @@ def colour_bar(width: int, height: int, limits: tuple[float, float]) -> Image.Im
     strip = (255 * colours).round().astype(np.uint8).repeat(max(height - height // 2, 1), axis=0)
     picture.paste(Image.fromarray(strip), (room[0], height // 4))
     return picture
+
+
+def beside_parts(picture: Image.Image, photograph: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A picture of a photograph with boxes on it, and beside it the parts in them, enlarged to its height."""
+    height, line = photograph.height, max(photograph.height // 100, 2)
+    parts = [photograph.crop((b.x, b.y, b.x + b.width, b.y + b.height)) for b in boxes]
+    parts = [part.resize((max(round(part.width * height / part.height), 1), height)) for part in parts]
+    whole = Image.new("RGB", (picture.width + sum(part.width + line for part in parts), picture.height), "white")
+    whole.paste(picture)
+    left = picture.width
+    for box, part in zip(boxes, parts):
+        ImageDraw.Draw(whole).rectangle((box.x, box.y, box.x + box.width - 1, box.y + box.height - 1), None, "white",
+                                        line)
+        whole.paste(part, (left + line, 0))
+        left += part.width + line
+    return whole

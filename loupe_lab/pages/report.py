@@ -15,7 +15,7 @@ from tqdm import tqdm
 from loupe_core.datasets import CUB200, PhotoFolder
 from loupe_core.errors import LoupeError
 from loupe_core.files.atomic import replaced, write_whole
-from loupe_core.heatmap import alt_text
+from loupe_core.look.words import alt_text
 from loupe_core.model import LoupeModel
 from loupe_lab.evidence.answers import BATCH, answers, mask_columns, write_table
 from loupe_lab.evidence.explain import explain

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from loupe_core import LoupeModel, transforms_for
+from loupe_core import LoupeModel
 from loupe_core.files.export import export_onnx
+from loupe_core.look.boxes import FLAT, Rule
+from loupe_core.look.magnifier import Magnifier
 from loupe_core.model import FIELDGUIDE
 from loupe_lab.birds.fieldguide import ATTRIBUTES, PART_OF, SPECIES, Species, draw
 from loupe_lab.birds.painter import LAYERS, PAINT, PARTS, Bird, Drawing, feathers, perch, volume
@@ -70,12 +72,11 @@ def write_pictures(folder: Path) -> list[dict]:
     return rows
 
 
-def accuracy(model: LoupeModel, folder: Path, rows: list[dict]) -> float:
-    """The model's accuracy on the written pictures, for the page."""
-    transform = transforms_for(model.data_config, train=False)
-    images = torch.stack([transform(Image.open(folder / row["picture"]).convert("RGB"))[0] for row in rows])
-    with torch.no_grad():
-        return float((model(images).argmax(1) == torch.arange(len(rows))).double().mean())
+def accuracies(model: LoupeModel, folder: Path, rows: list[dict], rule: Rule) -> dict[str, float]:
+    """The model's accuracy on the written pictures, for the page: with one look, and with two."""
+    looks = Magnifier(model, rule).look([Image.open(folder / row["picture"]).convert("RGB") for row in rows])
+    return {name: float((logits.argmax(1) == torch.arange(len(rows))).double().mean())
+            for name, logits in dict(right=looks.first, right_twice=looks.logits).items()}
 
 
 class Pose:
@@ -174,12 +175,13 @@ def build_lab(folder: Path) -> None:
     export_onnx(model, folder / "model.onnx", dynamic_batch=False)
     store_halves(folder / "model.onnx")
     rows = write_pictures(folder)
-    side = model.img_size[0]
+    side, rule = model.img_size[0], Rule()  # of which the page's script knows one box where the mask is high
     data = dict(
         model=dict(file="model.onnx", bytes=(folder / "model.onnx").stat().st_size, mean=model.mean, std=model.std,
                    resize=int(side / model.crop_pct), crop=side),
         species=rows,
-        right=accuracy(model, folder, rows),
+        look=dict(share=rule.share, margin=rule.margin, smallest=rule.smallest, weight=rule.weight, flat=FLAT),
+        **accuracies(model, folder, rows, rule),
         attributes=ATTRIBUTES,
         palette={name: hexadecimal(colour) for name, colour in PAINT.items()},
         viridis=np.rint(255 * matplotlib.colormaps["viridis"](np.arange(256))[:, :3]).astype(int).tolist(),

@@ -31,8 +31,9 @@ from vit_s import vit_s
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.datasets import open_set
 from loupe_core.files.atomic import replaced
+from loupe_core.look.cut import Cut, Told
 from loupe_lab.evidence.baselines import control
-from loupe_lab.evidence.oracle import Cut, Painted, Told, in_box, in_centre, on_parts, on_wings, tell, wings_box
+from loupe_lab.evidence.oracle import Painted, in_box, in_centre, on_parts, on_wings, tell, wings_box
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.paper.arms import ARMS
 
