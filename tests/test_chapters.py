@@ -178,6 +178,13 @@ def test_a_chapter_opens_with_its_result_under_a_fold(path):
     assert printed.BOUND.search(fold[1]) and len(printed.BOUND.sub(r"\1", fold[1]).split()) <= 60
 
 
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS],
+                         ids=lambda path: path.stem)
+def test_a_chapter_is_read_in_25_minutes(path):
+    text = re.sub(r"<!--.*?-->", "", prose(nbformat.read(path, as_version=4).cells), flags=re.DOTALL)
+    assert len(text.split()) <= 3000
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("LOUPE_SLOW"), reason="set LOUPE_SLOW=1: each chapter twice, ten minutes in all")
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
