@@ -172,7 +172,14 @@ def test_a_chapter_opens_with_its_result_under_a_fold(path):
     opening = nbformat.read(path, as_version=4).cells[0].source
     fold = re.search(r"^<details>\n<summary>Peek at the answer</summary>\n\n(.+?)\n\n</details>$", opening, re.M | re.S)
     assert fold and opening.index("**The question.**") < fold.start()
-    assert printed.BOUND.search(fold[1]) and len(printed.without_marks(fold[1]).split()) <= 60
+    assert printed.BOUND.search(fold[1]) and len(printed.BOUND.sub(r"\1", fold[1]).split()) <= 60
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS],
+                         ids=lambda path: path.stem)
+def test_a_chapter_is_read_in_25_minutes(path):
+    text = re.sub(r"<!--.*?-->", "", prose(nbformat.read(path, as_version=4).cells), flags=re.DOTALL)
+    assert len(text.split()) <= 3000
 
 
 @pytest.mark.slow

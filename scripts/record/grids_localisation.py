@@ -15,9 +15,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from loupe_core import Loupe, LoupeModel
+from loupe_core.look.cut import Told
 from loupe_lab.evidence.changed import greyed, on_backdrop, partners, patch_places, patched
 from loupe_lab.evidence.explain import explain, features_at
-from loupe_lab.evidence.oracle import Told, wings
+from loupe_lab.evidence.oracle import wings
 from loupe_lab.evidence.pointing import POINTING, feature_norm, pointing
 from loupe_lab.evidence.results import pack_right, pack_shares
 from loupe_lab.evidence.scorecard import Scene, centre_prior, null_maps, on_grid, on_object
