@@ -20,7 +20,6 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
     "06",
     "07",
-    "08",
     "09",
     "11",
     "12",
