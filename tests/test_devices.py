@@ -38,6 +38,7 @@ INSTRUMENTS = {
     "answers": lambda model, x, y: answers.answers(model, list(x)),
     **{f"explain {method}": lambda model, x, y, method=method: explain.explain(model, x, method, **options_of(method))
        for method in explain.METHODS},
+    "features_at": lambda model, x, y: explain.features_at(model, x),
     "explain, of given classes": lambda model, x, y: explain.explain(model, x, "grad_cam", y),
     "audit": lambda model, x, y: audit.gate_effect(model, x, y, only=[*audit.ROWS, "centre", "mean, eps 0"]),
     "audit in words": lambda model, x, y: [words(audit.gate_effect(model, x, y)) for words in (

@@ -28,11 +28,17 @@ from loupe_lab.paper.rehearsal import rehearsed
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = [importlib.import_module(file.stem) for file in sorted((ROOT / "scripts" / "record").glob("grids_*.py"))]
 
+KEPT = dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, fast", seed=0)
+WINGS = KEPT | dict(photographs="heliconius", arm="bare")
+# Trainings whose weights a grid reads: rows of grids_photographs.py.
+NEEDS = {"pointing": [KEPT], "patches": [KEPT], "backdrops": [WINGS],
+         **dict.fromkeys(("second_look", "second_look_remedies", "second_look_others"), [KEPT])}
 # Rows of each grid that take its different ways; all grids of data/results must be here.
 ROWS = {
     "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "cbam")],
     "agreement": [dict(arm="loupe", seed=0, other=1)],
     "attention": [dict(part="crown", arm=arm, seed=0) for arm in ("loupe", "cbam")],
+    "backdrops": [WINGS],
     "brain_twins": [dict(folder="heliconius")],
     "context": [dict(arm="loupe", seed=0)],
     "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5, fast", images=5,
@@ -50,7 +56,12 @@ ROWS = {
     "lambda": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="convolution", seed=0)],
     "other_photographs": [dict(photographs="heliconius", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
                           for arm in ("oracle wings", "oracle crop to the wings", "bare")],
+    "occlusion_sets": [dict(seed=0)],
+    "patches": [KEPT],
     "photographs": [dict(arm="loupe", seed=0)],
+    "pointing": [KEPT | dict(map=kind) for kind in ("mask", "features", "grad_cam")],
+    "pretraining": [dict(labels="attributes", arm=arm, seed=0) for arm in ("bare", "loupe")],
+    "pretraining_probes": [dict(labels=labels, attribute="crown") for labels in ("none", "attributes")],
     "questions": [dict(arm=arm, seed=0) for arm in ("bare", "centre prior added")],
     "reach": [dict(state="start", arm="swin_micro", site="stage2", form="multiply", mask="iid", seed=0),
               dict(state="trained", arm="loupe", site="stage2", form="multiply", mask="its own", seed=0)],
@@ -61,6 +72,9 @@ ROWS = {
     "scales": [dict(arm="multi-scale", levelled="stage2", seed=0)],
     "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
     "scorecard_photographs": [dict(method="mask", seed=0)],
+    "second_look": [KEPT | dict(look=look) for look in ("none", "mask")],
+    "second_look_others": [KEPT | dict(look="none")],
+    "second_look_remedies": [KEPT | dict(look="norm of stage 3")],
     "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
     "small_profile": [dict(arm="bare, random weights", seed=0)],
     "solar_folds": [dict(rule="darkness", by="block", fold=0)],
@@ -105,6 +119,8 @@ def tiny(tmp_path_factory):
             ["mono", "poly"], 24)))
         patch.setattr(grids("beyond"), "BLOCKS", 12 * (4,))
         patch.setattr(grids("beyond"), "PIXELS", 64)
+        patch.setattr(grids("scorecard"), "SPECIES", grids("scorecard").SPECIES[:4])
+        patch.setattr(grids("pretraining"), "COUNTS", (60, 20))
         patch.setattr(record_results, "keep_masks", lambda *args: None)
         patch.setenv("LOUPE_CUB_ROOT", str(photographs))
         patch.setenv("LOUPE_PHOTOGRAPHS", str(write_folder(folder / "sets" / "heliconius").parent))
@@ -131,6 +147,8 @@ def test_a_row_of_a_grid_is_measured_on_the_card(grid, tiny, card):
     file = ROOT / "data" / "results" / f"{grid}.csv"
     columns = next(csv.reader(file.open(encoding="utf-8"))) if file.exists() else []
     assert columns or grid in record_results.RECORDING
+    for choice in NEEDS.get(grid, []):
+        record_results.run_row("other_photographs", choice | dict(images=""))
     for choice in ROWS[grid]:
         row = record_results.run_row(grid, choice)
         assert set(columns) <= set(row), set(columns) - set(row)

@@ -6,6 +6,7 @@ import ledger
 import ledger_page
 import pytest
 import readme
+import record_results
 
 CLAIMS = ledger.ledger()["claims"]
 
@@ -191,3 +192,15 @@ def test_the_readmes_table_is_the_ledgers():
     text = readme.README.read_text()
     assert readme.filled(text) == text, "python scripts/publish/readme.py"
     assert len(readme.table().splitlines()) == 2 + len(readme.CLAIMS)
+
+
+def test_arms_of_a_number_are_choices_of_its_grid():
+    """A name that no grid has would be "not run" for ever, without a word."""
+    for claim in ledger.ledger()["claims"]:
+        for item in (item for ground in ("arithmetic", "drawn", "photographs") for item in claim.get(ground, [])):
+            options = item.get("difference") or item.get("mean") or {}
+            grids = [options["grid"]] if isinstance(options.get("grid"), str) else options.get("grid", [])
+            choices = [choice for grid in grids for choice in record_results.GRIDS[grid][1]]
+            for where in (options[side] for side in ("a", "b", "where") if side in options):
+                assert any(all(str(choice.get(k)) == str(v) for k, v in where.items()) for choice in choices), (
+                    claim["id"], where)

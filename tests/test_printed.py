@@ -69,7 +69,9 @@ def test_a_page_names_the_chapter_of_its_numbers(book):
 def test_what_is_bound_is_not_typed_and_a_mark_is_not_shown():
     prose = "It costs 14.3<!-- table: l1 5 --> of 99.5 points."
     assert printed.without_bound(prose) == "It costs  of 99.5 points."
-    assert printed.without_marks(prose) == "It costs 14.3 of 99.5 points."
+    assert re.sub("<span[^>]*>|</span>", "", printed.shown(prose)) == "It costs 14.3 of 99.5 points."
+    assert printed.shown('-1<!-- a: "x" <y> -->') == \
+        '<span class="bound-number" title="this chapter, cell a: &quot;x&quot; &lt;y&gt;">-1</span>'
 
 
 def test_the_ledger_reads_a_table_as_it_reads_a_print(book, monkeypatch):

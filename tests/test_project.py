@@ -38,8 +38,9 @@ ORDER = """loupe_core.errors loupe_core.gate loupe_core.sites loupe_core.files.c
            loupe_core.look.command loupe_core.look.export loupe_core.cli loupe_core.__main__
            loupe_lab.birds.painter loupe_lab.birds.fieldguide loupe_lab.evidence.statistics loupe_lab.evidence.results
            loupe_lab.evidence.cost loupe_lab.evidence.masks loupe_lab.evidence.baselines loupe_lab.evidence.oracle
-           loupe_lab.evidence.explain loupe_lab.evidence.answers loupe_lab.evidence.audit loupe_lab.evidence.routing
-           loupe_lab.evidence.scorecard loupe_lab.evidence.pointing loupe_lab.evidence.changed
+           loupe_lab.evidence.explain loupe_lab.evidence.where loupe_lab.evidence.answers loupe_lab.evidence.audit
+           loupe_lab.evidence.routing loupe_lab.evidence.scorecard loupe_lab.evidence.pointing
+           loupe_lab.evidence.changed
            loupe_lab.evidence.robustness loupe_lab.pages.plots loupe_lab.pages.tables loupe_lab.pages.pictures
            loupe_lab.pages.report loupe_lab.pages.widgets loupe_lab.pages.explorer loupe_lab.paper.arms
            loupe_lab.paper.hours loupe_lab.paper.machine loupe_lab.paper.experiment loupe_lab.paper.grid

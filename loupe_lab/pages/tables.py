@@ -57,8 +57,12 @@ class Table:
         body.columns = [html.escape(name) for name in others]
         # The heading of the rows' names: Styler would give the name of the index a line of its own.
         body.index.name, body.columns.name = None, html.escape(first)
-        right = ", ".join(f".col{i}" for i, numbers in enumerate(self._right[1:]) if numbers)
-        styles = [*_TABLE, (right, "text-align: right")] if right else _TABLE
+        right = [i for i, numbers in enumerate(self._right[1:]) if numbers]
+        styles = list(_TABLE)
+        if right:
+            # On a telephone the table scrolls: a number and its interval stay on one line.
+            styles += [(", ".join(f".col{i}" for i in right), "text-align: right"),
+                       (", ".join(f"td.col{i}" for i in right), "white-space: nowrap")]
         styler = Styler(body, uuid=f"{zlib.crc32(chr(10).join(self.lines).encode()):08x}", cell_ids=False)
         styler.set_table_attributes('class="dataframe loupe-table"').set_table_styles(
             [{"selector": selector, "props": props} for selector, props in styles])

@@ -1,4 +1,4 @@
-"""The chapters as the pages show them: captions numbered, marks of bound numbers taken out.
+"""The chapters as the pages show them: captions numbered, bound numbers without their marks.
 
 In a notebook a caption is an output of its own below its figure (`loupe_lab.pages.plots.put_caption`); on the page it
 belongs to the figure, and Sphinx numbers it by chapter. Tables have their captions, which are numbered here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
-from printed import without_marks
+from printed import shown
 
 
 def captions(cell: nbformat.NotebookNode) -> list[str]:
@@ -33,7 +33,7 @@ def as_shown(notebook: nbformat.NotebookNode, name: str) -> None:
     tables = 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = without_marks(cell.source)
+            cell.source = shown(cell.source)
             continue
         if found := captions(cell):
             cell.outputs = [output for output in cell.outputs if "caption" not in output.get("metadata", {})]
@@ -54,4 +54,4 @@ def prepare(source: Path) -> None:
         as_shown(notebook, path.stem)
         nbformat.write(notebook, path)
     for path in source.glob("*.md"):
-        path.write_text(without_marks(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(shown(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,7 +18,8 @@ HTML, OUT = ROOT / "book" / "_build" / "html", ROOT / "book" / "_build" / "the-l
 # Navigation is not printed; wide tables, long lines of code and pictures are not cut off at the edge of the paper.
 PRINT = """
 .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .header-article, .prev-next-area, .bd-footer,
-.bd-header, .toggle-button, .copybtn, #pst-back-to-top, .search-button__wrapper, .topbar, #jb-print-docs-body
+.bd-header, .toggle-button, .copybtn, #pst-back-to-top, .search-button__wrapper, .topbar, #jb-print-docs-body,
+.ledger-filter
 { display: none !important; }
 .bd-main .bd-content .bd-article h1:first-of-type { display: block !important; }
 .bd-main, .bd-content, .bd-article-container, .bd-article { max-width: none !important; display: block !important; }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,11 +135,13 @@ def without_bound(prose: str) -> str:
     return BOUND.sub("", prose)
 
 
-def without_marks(prose: str) -> str:
-    """The text as a page shows it."""
-    for mark in reversed(marks(prose)):
-        prose = prose[:mark.start()] + prose[mark.end():]
-    return prose
+def shown(prose: str) -> str:
+    """The text as a page shows it: a bound number in one piece, which says where it comes from to who points at it."""
+    def in_one_piece(bound: re.Match) -> str:
+        of = escape(f'{bound["chapter"] or "this chapter"}, cell {bound["cell"]}: {" ".join(bound["label"].split())}')
+        return f'<span class="bound-number" title="{of}">{bound["number"]}</span>'
+
+    return BOUND.sub(in_one_piece, prose)
 
 
 def prose_of(notebook: nbformat.NotebookNode) -> str:

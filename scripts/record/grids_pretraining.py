@@ -21,6 +21,7 @@ from loupe_lab.evidence.results import pack_right
 
 RECORDING = {"pretraining", "pretraining_probes"}  # grids whose rows are not all there yet
 ARMS = ("bare", "loupe", "constant", "residual")
+COUNTS = (4_000, 2_000)  # birds that a probe learns from, and those that count
 
 
 def pretraining(labels: str, arm: str, seed: int) -> tuple[dict, Trainer]:
@@ -36,12 +37,12 @@ def pretraining(labels: str, arm: str, seed: int) -> tuple[dict, Trainer]:
 
 @lru_cache(1)
 def birds() -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-    """Images and attributes of 4,000 birds to learn from and of 2,000 that count, each a random species of its own.
+    """Images and attributes of `COUNTS` birds to learn from and that count, each a random species of its own.
 
     No pretraining has drawn them; they are as its held-out ones were.
     """
-    counts = ((4_000, 1_000_000), (2_000, 2_000_000))  # birds, and the first one's seed
-    sets = [draw_set(count, first, (0.15, 0.60), workers=1) for count, first in counts]
+    firsts = (1_000_000, 2_000_000)  # the first bird's seed
+    sets = [draw_set(count, first, (0.15, 0.60), workers=1) for count, first in zip(COUNTS, firsts)]
     return tuple((images.permute(0, 3, 1, 2), labels) for images, _, labels in sets)
 
 

@@ -10,7 +10,8 @@ from runs import RESULTS, ROOT, fieldguide_sets, provenance, run, write_rows
 from safetensors.torch import load_file, save_file
 
 from loupe_core import LoupeModel, Recipe
-from loupe_core.model import FIELDGUIDE, WEIGHTS
+from loupe_core.files.checkpoint import WEIGHTS_NAME
+from loupe_core.model import FIELDGUIDE
 from loupe_lab.birds.fieldguide import SPECIES
 
 CARD = """# A Loupe for field-guide birds
@@ -31,9 +32,9 @@ def main() -> None:
     model = LoupeModel("swin_micro", num_classes=len(names), class_names=names)
     outcome, trainer, test = run(model, fieldguide_sets(SPECIES, 0, 60, 20), Recipe.small(epochs=15))
     model.save_pretrained(FIELDGUIDE)
-    halves = {name: tensor.half() for name, tensor in load_file(FIELDGUIDE / WEIGHTS).items()}
-    save_file(halves, FIELDGUIDE / WEIGHTS, metadata={"format": "pt"})
-    (FIELDGUIDE / WEIGHTS).chmod(0o644)
+    halves = {name: tensor.half() for name, tensor in load_file(FIELDGUIDE / WEIGHTS_NAME).items()}
+    save_file(halves, FIELDGUIDE / WEIGHTS_NAME, metadata={"format": "pt"})
+    (FIELDGUIDE / WEIGHTS_NAME).chmod(0o644)
     trainer.model = LoupeModel.from_pretrained(FIELDGUIDE)  # what ships is what counts
     result = trainer.evaluate(test)
     (FIELDGUIDE / "README.md").write_text(CARD.format(accuracy=result.accuracy, images=len(test)), encoding="utf-8")
