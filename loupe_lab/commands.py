@@ -26,7 +26,6 @@ from loupe_core.geometry import transforms_for
 from loupe_core.heatmap import is_flat
 from loupe_core.look.command import add_magnify, rule_of
 from loupe_core.look.magnifier import Magnifier
-from loupe_core.look.sources import SOURCES
 from loupe_core.look.words import alt_text
 from loupe_core.model import LoupeModel
 from loupe_core.start.devices import device_of, on_best_device
@@ -44,16 +43,6 @@ It is made for a card. It stops and goes on anywhere with the same command; ever
   loupe reproduce data --table ablations --part 3/16
   loupe reproduce --show                         the table of what is there"""
 FOR_ALL_CLASSES = ("mask", "rollout")  # the same map whichever class is asked for
-
-
-def _explained(method: str) -> Callable:
-    """A source of boxes, see `loupe_core.look.sources`, that is a method of the lab's `explain`."""
-    def source(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
-        from loupe_lab.evidence.explain import explain as maps_of
-
-        return maps_of(model, images, method, **{} if site is None else dict(site=site)).abs()
-
-    return source
 
 
 def explain(args: Arguments) -> None:
@@ -351,7 +340,6 @@ def part(text: str) -> tuple[int, int]:
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[str, argparse.ArgumentParser]) -> None:
     """The entry point: see `loupe_core.cli`."""
-    SOURCES.update({method: _explained(method) for method in ("grad_cam", "rollout")})
     p = parsers["evaluate"]
     p.add_argument("--report", type=Path, metavar="FOLDER", help="also write a page there: what is taken for what, "
                    "each class, the worst mistakes with their heatmaps; and every answer as a table")

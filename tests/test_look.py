@@ -22,7 +22,7 @@ from loupe_core.look.boxes import FILE, Rule, boxes_of, shown
 from loupe_core.look.command import add_magnify, rule_of, two_looks
 from loupe_core.look.cut import Box, around, cut_to
 from loupe_core.look.magnifier import Magnifier, combine, fit_weight
-from loupe_core.look.sources import SOURCES
+from loupe_core.look.sources import SOURCES, source_names, source_of
 from loupe_core.look.training import Magnified, covered
 from loupe_core.samples import Sample
 from loupe_lab.birds.fieldguide import species_of, write_fieldguide
@@ -165,6 +165,13 @@ def test_the_box_follows_the_map(model, monkeypatch):
     monkeypatch.setitem(SOURCES, "corner", corner)
     (part,), = Magnifier(model, Rule(source="corner", share=0.08)).look([noise(300, 300)]).boxes
     assert part.x < 20 and part.y < 20 and part.width < 150
+
+
+def test_an_installed_package_offers_sources_by_entry_points(model):
+    assert {"mask", "norm", "grad_cam", "mask_and_norm", "saliency"} <= set(source_names())
+    assert source_of("mask_low").__module__ == "loupe_lab.evidence.where"
+    with pytest.raises(LoupeError, match="source 'moon' is unknown; expected one of mask, norm, .*grad_cam"):
+        source_of("moon")
 
 
 @pytest.mark.parametrize("photograph", [noise(1, 1), noise(5, 3), noise(3, 90), noise(2000, 30),

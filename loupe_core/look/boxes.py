@@ -24,7 +24,7 @@ class Rule:
     """How a second look is taken. All of it is chosen before; nothing here is learned but, where asked, `weight`.
 
     Args:
-        source: Where to look: a name of `loupe_core.look.sources.SOURCES`, or "box", the recorded one.
+        source: Where to look: one of `loupe_core.look.sources.source_names`, or "box", the recorded one.
         site: Whose mask or features, where a model has several.
         share: The highest cells, so large a fraction of all of them, make the boxes; in (0, 1].
         boxes: At most so many, each around one connected piece of these cells; the pieces with most of the map first.

@@ -10,7 +10,7 @@ from loupe_core.errors import LoupeError
 from loupe_core.files.card import accuracy
 from loupe_core.look.boxes import Rule
 from loupe_core.look.magnifier import Magnifier
-from loupe_core.look.sources import SOURCES
+from loupe_core.look.sources import source_names
 from loupe_core.model import LoupeModel
 
 # of `add_magnify`, beside --magnify: where argparse keeps each
@@ -19,9 +19,9 @@ OPTIONS = dict(share="--share", boxes="--boxes", pixels="--closer", magnify_site
 
 def add_magnify(p: argparse.ArgumentParser, about: str) -> None:
     """The option `--magnify` and those of `OPTIONS`."""
-    group = p.add_argument_group("a second look")
-    group.add_argument("--magnify", nargs="?", const="", choices=("", *SOURCES, "box"), metavar="SOURCE",
-                       help=f"{about}; where to look: {', '.join(SOURCES)}, or box, the recorded one; without a name, "
+    group, names = p.add_argument_group("a second look"), source_names()
+    group.add_argument("--magnify", nargs="?", const="", choices=("", *names, "box"), metavar="SOURCE",
+                       help=f"{about}; where to look: {', '.join(names)}, or box, the recorded one; without a name, "
                        "as in the training, else the mask")
     group.add_argument("--share", type=float, metavar="X", help="boxes hold the highest cells, so large a fraction of "
                        "them; 0.2 if it is not given")

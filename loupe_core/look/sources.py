@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from importlib.metadata import entry_points
 
 import numpy as np
 import torch
@@ -78,8 +79,15 @@ def random(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> 
 SOURCES: dict[str, Source] = dict(mask=mask, norm=norm, centre=centre, random=random)
 
 
+def source_names() -> list[str]:
+    """The names of `SOURCES`, and those that installed packages offer as entry points "loupe.sources"."""
+    return list(dict.fromkeys([*SOURCES, *sorted(entry_points(group="loupe.sources").names)]))
+
+
 def source_of(name: str) -> Source:
-    """The source of a name. Raises LoupeError where there is none."""
-    if name not in SOURCES:
-        raise LoupeError(f"second look: source {name!r} is unknown; expected one of {', '.join(SOURCES)}, or box")
-    return SOURCES[name]
+    """The source of a name, the core's own first. Raises LoupeError where there is none."""
+    if name in SOURCES:
+        return SOURCES[name]
+    for point in entry_points(group="loupe.sources", name=name):
+        return point.load()
+    raise LoupeError(f"second look: source {name!r} is unknown; expected one of {', '.join(source_names())}, or box")

@@ -1,4 +1,4 @@
-"""More places for a second look than the core has: importing this adds them to `loupe_core.look.sources.SOURCES`.
+"""More places for a second look than the core has: its functions are entry points "loupe.sources" of the package.
 
 grad_cam and rollout are those of `explain`. saliency is what a ViT-S with a decoder, the package img-focus, finds
 salient; it was trained for that on other photographs. mask_and_norm is a remedy for masks that point elsewhere: the
@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from loupe_core import LoupeModel
 from loupe_core.errors import LoupeError
-from loupe_core.look.sources import SOURCES, mask, norm
+from loupe_core.look.sources import mask, norm
 from loupe_lab.evidence.explain import explain
 
 SIDE = 224  # the input of img-focus, px
@@ -73,7 +73,3 @@ def grad_cam(model: LoupeModel, images: torch.Tensor, site: str | None = None) -
 def rollout(model: LoupeModel, images: torch.Tensor, site: str | None = None) -> torch.Tensor:
     """Of a Swin or a plain ViT; it has no site."""
     return explain(model, images, "rollout")
-
-
-SOURCES |= dict(saliency=saliency, mask_and_norm=mask_and_norm, mask_low=mask_low, grad_cam=grad_cam,
-                rollout=rollout)

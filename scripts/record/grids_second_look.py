@@ -25,7 +25,6 @@ from loupe_core.look.magnifier import Magnifier, combine, fit_weight
 from loupe_core.look.sources import mask_of, source_of
 from loupe_core.samples import Sample
 from loupe_core.sites import eval_mode
-from loupe_lab.evidence import where
 from loupe_lab.evidence.results import pack_right, pack_shares
 
 BATCH = 8  # what a processor keeps close at hand: larger ones take twice as long
@@ -162,7 +161,6 @@ LOOKS: dict[str, tuple[Callable, dict]] = {
     "five crops": (five_crops, {f"{side:g}": side for side in SIDES}),
     "none": (None, {"": None}),
 }
-assert where.SOURCES.keys() >= {"saliency", "grad_cam"}  # importing it adds them
 
 
 @lru_cache(maxsize=1)  # the rows of a training follow one another
