@@ -32,7 +32,7 @@ KEPT = dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, fas
 WINGS = KEPT | dict(photographs="heliconius", arm="bare")
 # Trainings whose weights a grid reads: rows of grids_photographs.py.
 NEEDS = {"pointing": [KEPT], "patches": [KEPT], "backdrops": [WINGS],
-         **dict.fromkeys(("second_look", "second_look_remedies", "second_look_others"), [KEPT])}
+         **dict.fromkeys(("second_look", "second_look_remedies", "second_look_crops", "second_look_others"), [KEPT])}
 # Rows of each grid that take its different ways; all grids of data/results must be here.
 ROWS = {
     "ablations": [dict(arm=arm, seed=0) for arm in ("loupe", "multi-scale", "cbam")],
@@ -41,6 +41,8 @@ ROWS = {
     "backdrops": [WINGS],
     "brain_twins": [dict(folder="heliconius")],
     "context": [dict(arm="loupe", seed=0)],
+    "cub10_crops": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="bare, on random crops", images="",
+                         seed=0)],
     "cub10_few": [dict(photographs="cub10", backbone="lite0", pixels=64, arm="residual, lambda 0.5, fast", images=5,
                        seed=0)],
     "cub10_gates": [dict(photographs="cub10", backbone="lite0", pixels=64, arm=arm, images="", seed=0)
@@ -73,6 +75,7 @@ ROWS = {
     "scorecard": [dict(arm="loupe", method=method, seed=0) for method in ("mask", "borrowed")],
     "scorecard_photographs": [dict(method="mask", seed=0)],
     "second_look": [KEPT | dict(look=look) for look in ("none", "mask")],
+    "second_look_crops": [KEPT | dict(look="mirror")],
     "second_look_others": [KEPT | dict(look="none")],
     "second_look_remedies": [KEPT | dict(look="norm of stage 3")],
     "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],

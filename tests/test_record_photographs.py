@@ -16,7 +16,7 @@ from test_devices_grids import QuickRecipe
 from loupe_core import transforms_for
 from loupe_lab.evidence.results import unpack_right
 
-ROWS = [row for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few")
+ROWS = [row for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few", "cub10_crops")
         for row in record_results.GRIDS[name][1]]
 ARMS = {(row["photographs"], row["backbone"], row["arm"]): row for row in reversed(ROWS)
         if row["photographs"] in ("cub10", "heliconius")}
@@ -136,6 +136,6 @@ def test_the_first_rows_are_those_that_matter_most():
                                              "oracle box", "oracle crop"}
     assert {row["arm"] for row in record_results.GRIDS["cub10_gates"][1][:20]} == set(grids.GATES)
     assert [row["seed"] for row in first] == [seed for seed in range(5) for _ in range(7)]
-    for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few"):
+    for name in ("cub10_lite0", "cub10_gates", "other_photographs", "cub10_vit_s", "cub10_few", "cub10_crops"):
         choices = record_results.GRIDS[name][1]
         assert len({tuple(choice.items()) for choice in choices}) == len(choices)

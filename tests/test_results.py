@@ -128,9 +128,10 @@ AGAIN = {"ablations": dict(arm="loupe", seed=0), "scorecard": dict(arm="loupe", 
 # One training more each, or several: a minute or more a row.
 LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreement", "solar_lite0", "robustness",
         "robustness_checks", "scorecard_photographs", "gap", "remedies", "scorecard", "routing", "context", "scales",
-        "dynamics", "finetune", "cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs",
+        "dynamics", "finetune", "cub10_lite0", "cub10_gates", "cub10_crops", "cub10_few", "cub10_vit_s",
+        "other_photographs",
         "pretraining", "pretraining_probes", "pointing", "patches", "backdrops", "occlusion_sets", "questions", "flow",
-        "second_look", "second_look_remedies", "second_look_others")
+        "second_look", "second_look_remedies", "second_look_crops", "second_look_others")
 
 
 @pytest.fixture(scope="module")

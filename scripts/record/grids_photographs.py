@@ -31,14 +31,16 @@ from vit_s import vit_s
 from loupe_core import CUB200, LoupeModel, Recipe, Trainer, transforms_for
 from loupe_core.datasets import open_set
 from loupe_core.files.atomic import replaced
+from loupe_core.look.boxes import Rule
 from loupe_core.look.cut import Cut, Told
+from loupe_core.look.training import Magnified
 from loupe_lab.evidence.baselines import control
 from loupe_lab.evidence.oracle import Painted, in_box, in_centre, on_parts, on_wings, tell, wings_box
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.paper.arms import ARMS
 
 # grids whose rows are not all there yet
-RECORDING = {"cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs"}
+RECORDING = {"cub10_lite0", "cub10_gates", "cub10_few", "cub10_vit_s", "other_photographs", "cub10_crops"}
 
 BACKBONES = {"lite0": lambda pixels: lite0(), "vit_s": vit_s}
 PIXELS = {"lite0": 192, "vit_s": 112}  # a side: the largest with which a run on cub10 takes three minutes on one core
@@ -47,7 +49,8 @@ KEEP = {"cub10": {"lite0": range(5), "vit_s": range(3)}, "heliconius": {"lite0":
         "flowers17": {"lite0": range(3)}}  # seeds of kept weights
 
 # An arm changes the model (`model`), its mask (`control`; `bias` of the last convolution; `mask`: region, and value
-# outside), the recipe, or the photographs (`cut`). Those that name no form multiply, as the paper's gate does.
+# outside), the recipe, or the photographs (`cut`; `shown`: the rule by which a training also shows parts of them). Those
+# that name no form multiply, as the paper's gate does.
 #
 # The paper's start, M near 0.5, halves the features, which the kept statistics of Lite0's BatchNorm do not expect: on
 # cub10's validation photographs the probe falls from 0.88 to 0.25, with another seed from 0.83 to 0.77. So the gates to
@@ -70,6 +73,11 @@ CHANGES: dict[str, dict] = {
     "centre box": dict(mask=(in_centre, 0.3)),  # the oracle's placebo
     "oracle crop": ARMS["bare"] | dict(cut=Cut),
     "oracle crop to the wings": ARMS["bare"] | dict(cut=partial(Cut, box=wings_box)),
+    # Trained on crops as well as whole photographs: of the places where the mask is high, and, without a gate, of those
+    # where the features are long, and of random ones of the same size.
+    "residual, on its crops": ARMS["residual"] | dict(shown=Rule()),
+    "bare, on its crops": ARMS["bare"] | dict(shown=Rule(source="norm")),
+    "bare, on random crops": ARMS["bare"] | dict(shown=Rule(source="norm", place="random")),
 }
 
 # In the 64 steps of these trainings no gate learns at the rate of the other new layers: a residual mask ends within
@@ -77,7 +85,7 @@ CHANGES: dict[str, dict] = {
 # is said of learned gates rests on these.
 FAST = dict(gate_lr_factor=30.0)
 CHANGES |= {f"{arm}, fast": change | dict(recipe=change.get("recipe", {}) | FAST) for arm, change in CHANGES.items()
-            if arm != "bare" and not arm.startswith(("oracle", "centre"))}
+            if not arm.startswith(("bare", "oracle", "centre"))}
 
 
 def photograph(photographs: str, backbone: str, pixels: int, arm: str, images: int | str,
@@ -104,6 +112,8 @@ def photograph(photographs: str, backbone: str, pixels: int, arm: str, images: i
     plain = transforms_for(model.data_config, train=False)
     trainer, last = Trainer(model, recipe, progress=False), {}
     train = split_of("train", transforms_for(model.data_config, **recipe.train_transform_options()))
+    if "shown" in CHANGES[arm]:
+        train = Magnified(train, model, CHANGES[arm]["shown"], progress=False)
     epochs = len(trainer.fit(train, split_of("val", plain), on_epoch_end=lambda row: last.update(weights_of(model))))
     outcome = dict(val_accuracy=round(trainer.best["val_accuracy"], 4), probe=round(trainer.start["val_accuracy"], 4),
                    epochs=epochs, best_epoch=trainer.best["epoch"])
@@ -200,6 +210,7 @@ def rows(photographs: str, arms: list[str], seeds: int, backbone: str = "lite0",
                  seed=seed) for seed in range(seeds) for arm in arms]
 
 
+CROPS = ["residual, on its crops, fast", "bare, on its crops", "bare, on random crops"]
 GATES = ["residual, fast", "residual, constant, fast", "near one, fast", "multiply, fast"]
 GRIDS = {
     "cub10_lite0": (photograph, [
@@ -219,4 +230,5 @@ GRIDS = {
         *rows("heliconius", ["residual, lambda 0, fast"], 3)]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
         "cub10", ["bare", *GATES, "residual, lambda 0.5, fast"], 5, images=images)]),
+    "cub10_crops": (photograph, rows("cub10", CROPS, 5)),
 }

@@ -286,6 +286,10 @@ GRIDS = {
         *looks("residual, fast", [*REMEDIES, "saliency", "five crops"], 5),
         *looks("residual, lambda 0.5, fast", ["mask_and_norm", "mask_low"], 5),
     ]),
+    "second_look_crops": (second_look, [
+        *looks("residual, on its crops, fast", ["none", "mask", "mask, its size at random", "mirror"], 5),
+        *(row for arm in ("bare, on its crops", "bare, on random crops")
+          for row in looks(arm, ["none", *NORM, "mirror"], 5))]),
     "second_look_others": (second_look, [
         *looks("residual, fast", [*FIRST[:4], "norm", "rollout", "box"], 3, backbone="vit_s"),
         *looks("bare", ["none", "norm", "rollout", "saliency", "mirror", "box"], 3, backbone="vit_s"),
