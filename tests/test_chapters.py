@@ -22,7 +22,6 @@ WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
     "08",
     "09",
     "10",
-    "11",
     "12",
     "13",
 )}
