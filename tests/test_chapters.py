@@ -24,7 +24,6 @@ WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
     "09",
     "10",
     "11",
-    "12",
     "13",
 )}
 
