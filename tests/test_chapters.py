@@ -21,7 +21,6 @@ WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
     "06",
     "07",
     "08",
-    "09",
     "10",
     "11",
     "13",
