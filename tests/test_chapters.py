@@ -20,8 +20,6 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
     "06",
     "07",
-    "08",
-    "10",
     "11",
     "13",
 )}
