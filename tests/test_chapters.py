@@ -16,15 +16,6 @@ from pybtex.database import parse_file
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
-# Chapters some of whose figures have no caption yet; a chapter that has all of them leaves the list.
-WITHOUT_CAPTIONS = {path.stem for path in CHAPTERS if path.stem[:2] in (
-    "06",
-    "07",
-    "09",
-    "11",
-    "12",
-    "13",
-)}
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -155,17 +146,13 @@ def test_every_figure_has_a_caption(path):
     figures = [cell for cell in cells if any(map(as_shown.is_figure, as_shown.displayed(cell)))]
     bare = [cell.id for cell in figures if not as_shown.captions(cell)]
     assert figures
-    if path.stem in WITHOUT_CAPTIONS:
-        assert bare, "all figures have captions now: take the chapter out of WITHOUT_CAPTIONS"
-    else:
-        assert bare == []
+    assert bare == []
     for cell in figures:
         for caption in as_shown.captions(cell):
             assert len(as_shown.captions(cell)) == 1 and caption[-1] in ".?)" and len(caption.split()) >= 5, cell.id
 
 
-@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_opens_with_its_result_under_a_fold(path):
     opening = nbformat.read(path, as_version=4).cells[0].source
     fold = re.search(r"^<details>\n<summary>Peek at the answer</summary>\n\n(.+?)\n\n</details>$", opening, re.M | re.S)
@@ -173,8 +160,7 @@ def test_a_chapter_opens_with_its_result_under_a_fold(path):
     assert printed.BOUND.search(fold[1]) and len(printed.BOUND.sub(r"\1", fold[1]).split()) <= 60
 
 
-@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_is_read_in_25_minutes(path):
     text = re.sub(r"<!--.*?-->", "", prose(nbformat.read(path, as_version=4).cells), flags=re.DOTALL)
     assert len(text.split()) <= 3000

@@ -7,11 +7,11 @@ import build_book
 import nbformat
 import pytest
 from browser import open_page
-from test_chapters import CHAPTERS, WITHOUT_CAPTIONS
+from test_chapters import CHAPTERS
 
 WIDE, NARROW = 1280, 390
-CONVERTED = [path.stem for path in CHAPTERS if path.stem not in WITHOUT_CAPTIONS]
-PAGES = [*CONVERTED, "08_ablations", "intro", "ledger", "glossary", "try_it", "scaling_up"]
+NAMES = [path.stem for path in CHAPTERS]
+PAGES = [*NAMES, "08_ablations", "intro", "ledger", "glossary", "try_it", "scaling_up"]
 
 # Elements whose right edge lies outside of the column, but for those inside of one that scrolls: `tag.class (by px)`.
 OUTSIDE = """() => {
@@ -51,7 +51,7 @@ def test_nothing_is_wider_than_its_column_but_what_scrolls_inside_itself(opened)
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     kinds = {"table", "code", "math", "columns"}
-    if name in CONVERTED and width == WIDE:
+    if name in NAMES and width == WIDE:
         kinds = {"table", "code"}  # formulas are broken, prints are words or short
     assert [found for found in page.evaluate(SCROLLING) if found[0] not in kinds] == []
 
@@ -64,7 +64,7 @@ def test_the_text_uses_the_width_of_the_screen(opened):
 
 def test_figures_and_tables_are_numbered_by_chapter(opened):
     name, width, page = opened
-    if name not in CONVERTED:
+    if name not in NAMES:
         return
     cells = nbformat.read(build_book.BOOK / f"{name}.ipynb", as_version=4).cells
     wanted = [caption for cell in cells for caption in as_shown.captions(cell)]
