@@ -49,8 +49,8 @@ KEEP = {"cub10": {"lite0": range(5), "vit_s": range(3)}, "heliconius": {"lite0":
         "flowers17": {"lite0": range(3)}}  # seeds of kept weights
 
 # An arm changes the model (`model`), its mask (`control`; `bias` of the last convolution; `mask`: region, and value
-# outside), the recipe, or the photographs (`cut`; `shown`: the rule by which a training also shows parts of them). Those
-# that name no form multiply, as the paper's gate does.
+# outside), the recipe, or the photographs (`cut`; `shown`: the rule by which a training also shows parts of them).
+# Those that name no form multiply, as the paper's gate does.
 #
 # The paper's start, M near 0.5, halves the features, which the kept statistics of Lite0's BatchNorm do not expect: on
 # cub10's validation photographs the probe falls from 0.88 to 0.25, with another seed from 0.83 to 0.77. So the gates to
