@@ -298,4 +298,4 @@ GRIDS = {
             *looks("bare", ["none", *NORM, *CONTROLS], 3, name, pixels=pixels)]),
     ]),
 }
-RECORDING = set(GRIDS) - {"second_look"}
+RECORDING = {"second_look_crops", "second_look_others"}
