@@ -11,7 +11,7 @@ from test_chapters import CHAPTERS
 
 WIDE, NARROW = 1280, 390
 NAMES = [path.stem for path in CHAPTERS]
-PAGES = [*NAMES, "08_ablations", "intro", "ledger", "glossary", "try_it", "scaling_up"]
+PAGES = [*NAMES, "intro", "ledger", "glossary", "try_it", "scaling_up"]
 
 # Elements whose right edge lies outside of the column, but for those inside of one that scrolls: `tag.class (by px)`.
 OUTSIDE = """() => {

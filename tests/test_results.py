@@ -2,10 +2,12 @@
 
 import csv
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import printed
 import pytest
 import record_results
 import runs
@@ -132,6 +134,16 @@ LONG = ("attention", "lambda", "sites", "small_profile", "photographs", "agreeme
         "other_photographs",
         "pretraining", "pretraining_probes", "pointing", "patches", "backdrops", "occlusion_sets", "questions", "flow",
         "second_look", "second_look_remedies", "second_look_crops", "second_look_others")
+
+
+def test_chapters_14_and_15_count_the_planned_runs_of_their_grids():
+    """They type the counts: the grids are no part of the package."""
+    files = re.findall(r"^(\w+) .* \d+ of (\d+)\b", printed.output("14_photographs", "recorded"), re.M)
+    looks = re.findall(r"of (\d+) runs of (\w+)", printed.output("15_the_second_look", "recorded"))
+    planned = dict(files) | {grid: count for count, grid in looks}
+    assert len(planned) == 9
+    assert {grid: int(count) for grid, count in planned.items()} == {
+        grid: len(record_results.GRIDS[grid][1]) for grid in planned}
 
 
 @pytest.fixture(scope="module")
