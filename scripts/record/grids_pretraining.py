@@ -19,7 +19,6 @@ from loupe_core.weights.swin_micro import WEIGHTS
 from loupe_lab.birds.fieldguide import ATTRIBUTES
 from loupe_lab.evidence.results import pack_right
 
-RECORDING = {"pretraining", "pretraining_probes"}  # grids whose rows are not all there yet
 ARMS = ("bare", "loupe", "constant", "residual")
 COUNTS = (4_000, 2_000)  # birds that a probe learns from, and those that count
 
