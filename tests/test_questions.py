@@ -43,10 +43,9 @@ def test_the_learned_part_outweighs_the_centre_prior():
     assert before[0, 0] < 0.1 < before[3, 3] and after[3, 3] < 0.1 and after[0, 0] > 0.9
 
 
-@pytest.mark.parametrize("arm, mean", [("start near 1", 0.98), ("start near 0", 0.02)])
-def test_a_gate_starts_where_its_arm_says(arm, mean):
-    _, mask = grids.begun(arm, 0).eval()(torch.randn(1, 3, 112, 112), return_mask=True)
-    assert mask.mean().item() == pytest.approx(mean, abs=0.01)
+def test_a_gate_starts_where_its_arm_says():
+    _, mask = grids.begun("start near 1", 0).eval()(torch.randn(1, 3, 112, 112), return_mask=True)
+    assert mask.mean().item() == pytest.approx(0.98, abs=0.01)
 
 
 @pytest.mark.parametrize("arm", ["start near 1", "centre prior added", "warm-up 5", "no decay"])
