@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import grids_photographs
 import numpy as np
 import printed
 import pytest
@@ -175,7 +176,8 @@ def test_a_row_that_is_run_again_gives_its_numbers(grid, trained_afresh, monkeyp
     if function.__module__ in ("grids_localisation", "grids_second_look") and grid != "second_look_drawn":
         # it measures a network that another grid has trained
         train, _ = record_results.GRIDS["cub10_lite0"]
-        train(**{k: v for k, v in choice.items() if k not in ("map", "look")}, images="")
+        train(**{k: v for k, v in choice.items() if k not in ("map", "look")},
+              images=grids_photographs.FEWER.get(choice["photographs"], ""))
     threads = torch.get_num_threads()
     monkeypatch.setattr(record_results, "keep_masks", lambda *args: None)
     torch.set_num_threads(int(row["threads"]))

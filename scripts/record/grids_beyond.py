@@ -375,12 +375,11 @@ def load_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return halved(images), probability, kind
 
 
-ARMS = ("bare", "residual", "residual, constant", "near one", "multiply")
+ARMS = ("bare", "residual", "residual, constant")
 GRIDS = {
     "brain_twins": (twins, [dict(folder="brain_mri")]),
     "solar_folds": (without_network, [dict(rule=rule, by=by, fold=fold) for rule, by in (
         ("neighbours", "cell"), ("neighbours apart", "cell"), ("neighbours", "block"), ("darkness", "block"))
         for fold in range(FOLDS)]),
-    "solar_lite0": (train_on_cells, [dict(by=by, arm=arm, fold=fold) for by, arms in (
-        ("block", ARMS[:2]), ("cell", ARMS[:1]), ("block", ARMS[2:])) for fold in range(FOLDS) for arm in arms]),
+    "solar_lite0": (train_on_cells, [dict(by="block", arm=arm, fold=fold) for fold in range(FOLDS) for arm in ARMS]),
 }

@@ -183,12 +183,11 @@ def backdrops(photographs: str, backbone: str, pixels: int, arm: str, seed: int)
 # arm -> its maps. The masks that have learned are those of the fast gates; one that has not stands beside them.
 BOTH = ("mask", "another")
 GATES = dict.fromkeys(("residual, fast", "near one, fast", "multiply, fast"), BOTH)
+WINGS = dict.fromkeys(("residual, fast", "multiply, fast", "residual, lambda 0, fast"), BOTH)
 MAPS = {"bare": ("features", "untrained", "grad_cam"),
         "residual, fast": (*BOTH, "noise", "features", "untrained", "grad_cam")}
-NOT_LEARNED = {"residual": (*BOTH, "features", "untrained"), "near one": BOTH, "multiply": BOTH,
-               "oracle box": ("mask",)}
+NOT_LEARNED = {"residual": (*BOTH, "features", "untrained")}
 WITH_LAMBDA = {f"residual, lambda {lam}, fast": BOTH for lam in ("0", "0.5", "5")}
-LATER = dict.fromkeys(("residual, random, fast", "residual, cbam, fast", "mix, fast"), BOTH)
 GRADIENTS = dict.fromkeys(("bare", "residual, fast"), ("integrated_gradients",))  # a minute and more a row
 ONCE = {"bare": ("constant", "centre", "outline")}  # the same for all arms and seeds
 ON_TOKENS = {"bare": ("rollout", "features"), **dict.fromkeys(("multiply, fast", "residual, fast"), (
@@ -210,10 +209,9 @@ def networks(photographs: str, seeds: int, arms: tuple[str, ...], backbone: str 
 GRIDS = {
     "pointing": (localised, [
         *rows("cub10", 1, ONCE), *rows("cub10", 5, NOT_LEARNED), *rows("cub10", 5, GATES | MAPS),
-        *rows("cub10", 5, GRADIENTS), *rows("cub10", 5, WITH_LAMBDA), *rows("cub10", 5, LATER),
-        *rows("heliconius", 1, ONCE), *rows("heliconius", 3, GATES | MAPS),
-        *rows("heliconius", 3, {"residual, lambda 0, fast": BOTH}), *rows("cub10", 3, ON_TOKENS, "vit_s")]),
-    "patches": (patches, [*networks("cub10", 5, ("bare", "residual", "oracle box")),
-                          *networks("cub10", 5, tuple(GATES)), *networks("cub10", 5, tuple(WITH_LAMBDA))]),
-    "backdrops": (backdrops, networks("heliconius", 3, ("bare", *GATES, "residual, lambda 0, fast"))),
+        *rows("cub10", 5, GRADIENTS), *rows("cub10", 5, WITH_LAMBDA), *rows("cub10", 3, ON_TOKENS, "vit_s"),
+        *rows("heliconius", 1, ONCE), *rows("heliconius", 3, WINGS | MAPS)]),
+    "patches": (patches, [*networks("cub10", 5, ("bare", "oracle box", "residual, fast")),
+                          *networks("cub10", 1, ("residual",))]),
+    "backdrops": (backdrops, networks("heliconius", 3, ("bare", *WINGS))),
 }

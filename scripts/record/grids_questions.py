@@ -24,8 +24,6 @@ from loupe_lab.evidence.baselines import CentredLoupe
 from loupe_lab.evidence.results import pack_right
 from loupe_lab.paper.arms import ARMS
 
-RECORDING = {"questions", "flow"}  # grids whose rows are not all there yet
-
 # An arm changes the model, the recipe, the `bias` before the sigmoid, or adds the prior (`centred`).
 CHANGES: dict[str, dict] = {
     **{arm: ARMS[arm] for arm in ("bare", "loupe", "lambda 0")},
