@@ -77,6 +77,8 @@ ROWS = {
     "second_look": [KEPT | dict(look=look) for look in ("none", "mask")],
     "second_look_crops": [KEPT | dict(look="mirror")],
     "second_look_others": [KEPT | dict(look="none")],
+    "second_look_drawn": [dict(photographs="small drawn birds", backbone="swin_micro", pixels=112, arm="loupe", look=look,
+                               seed=0) for look in ("mask", "larger")],
     "second_look_remedies": [KEPT | dict(look="norm of stage 3")],
     "sites": [dict(norm="l1", lam=0.05, site="stage2", form="multiply", gate="self-attention", seed=0)],
     "small_profile": [dict(arm="bare, random weights", seed=0)],
@@ -124,6 +126,7 @@ def tiny(tmp_path_factory):
         patch.setattr(grids("beyond"), "PIXELS", 64)
         patch.setattr(grids("scorecard"), "SPECIES", grids("scorecard").SPECIES[:4])
         patch.setattr(grids("pretraining"), "COUNTS", (60, 20))
+        patch.setattr(grids("second_look"), "DRAWN_EACH", dict(val=1, test=1))
         patch.setattr(record_results, "keep_masks", lambda *args: None)
         patch.setenv("LOUPE_CUB_ROOT", str(photographs))
         patch.setenv("LOUPE_PHOTOGRAPHS", str(write_folder(folder / "sets" / "heliconius").parent))

@@ -36,6 +36,15 @@ def test_the_html_has_a_caption_and_headings_with_a_scope_and_escapes_what_it_is
     assert page == table(ROWS, dict(objective=".4f"), caption="Ways <down>.").html, "the same in every run"
 
 
+def test_a_folded_table_begins_closed_and_has_the_same_text(open_html):
+    found = table(ROWS, caption="Ways down.", fold="The <other> arms")
+    assert found.lines == table(ROWS, caption="Ways down.").lines
+    page = open_html(f"<main>{found.html}</main>")
+    assert not page.locator("table").is_visible()
+    page.get_by_text("The <other> arms").click()
+    assert page.locator("table").is_visible()
+
+
 @pytest.mark.parametrize("rows, formats, says", [
     ([], None, "found 0 rows"),
     (ROWS, {"zeroes": "d"}, r"formats has \['zeroes'\]"),

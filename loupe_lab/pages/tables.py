@@ -36,8 +36,8 @@ class Table:
     frame: the values, unrounded, as a DataFrame. lines: the table as text, the caption first, then the headings.
     """
 
-    def __init__(self, frame: pd.DataFrame, texts: pd.DataFrame, caption: str) -> None:
-        self.frame, self.caption = frame, caption
+    def __init__(self, frame: pd.DataFrame, texts: pd.DataFrame, caption: str, fold: str = "") -> None:
+        self.frame, self.caption, self.fold = frame, caption, fold
         self._texts = texts
         self._right = [all(_NUMBER.fullmatch(text) for text in texts[name]) for name in texts]
         self._right[0] = False
@@ -69,14 +69,15 @@ class Table:
         page = styler.set_caption(html.escape(self.caption)).to_html() if self.caption else styler.to_html()
         page = re.sub(r'<th class="(\w+)[^"]*"', lambda found: found[0].replace(
             "<th", f'<th scope="{"row" if found[1] == "row_heading" else "col"}"'), page)
-        return re.sub(r"\n\s*", "\n", page)
+        page = re.sub(r"\n\s*", "\n", page)
+        return f"<details><summary>{html.escape(self.fold)}</summary>\n{page}</details>" if self.fold else page
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/html": self.html, "text/plain": "\n".join(self.lines)}
 
 
 def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, formats: Mapping[str, Format] | None = None,
-          caption: str = "") -> Table:
+          caption: str = "", fold: str = "") -> Table:
     """A table to be the last line of a cell, or to be given to `display`.
 
     Args:
@@ -84,6 +85,7 @@ def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, formats: Mapping[str
         formats: column's heading -> how to write its values; others are written by `str`, and None or nan not at all.
             A column whose texts are all numbers is set to the right.
         caption: what the table shows, a sentence; it stands above the table.
+        fold: words on a fold under which the table begins closed, for rows that few readers need.
 
     Raises:
         LoupeError: there are no rows, two columns have one name, or `formats` names a column that is not there.
@@ -98,7 +100,7 @@ def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, formats: Mapping[str
         raise LoupeError(f"table: formats has {sorted(unknown)}; expected names among {list(frame)}")
     texts = pd.DataFrame({name: [_text(value, formats.get(name, str)) for value in frame[name].tolist()]
                           for name in frame}, dtype=object)
-    return Table(frame, texts, caption)
+    return Table(frame, texts, caption, fold)
 
 
 def _text(value: Any, how: Format) -> str:

@@ -1,6 +1,7 @@
-"""The second look on photographs, with controls of equal cost: what a second pass is worth, and where it should look.
+"""The second look, with controls of equal cost: what a second pass is worth, and where it should look.
 
-Each row takes the kept weights of a training of grids_photographs.py and trains nothing. A kind of second look that has
+Each row takes the kept weights of a training of grids_photographs.py, or of one on drawn birds (`runs.trained`), which
+sees drawings of 112 px and here looks at larger ones. A kind of second look that has
 a setting, such as the size of its part, has three, and each training chooses one on its own validation photographs, by
 the cross-entropy of both looks together: the same budget of search for each kind. The test photographs are looked at
 with the chosen one alone. Both looks have the same weight; what a weight fitted to the validation photographs gives
@@ -8,13 +9,18 @@ stands beside it.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 from grids_photographs import PIXELS, kept, sets
+from PIL import Image
+from runs import SMALL, trained
+from timm.models import SwinTransformer
 from torch.nn.functional import cross_entropy
 
 from loupe_core import LoupeModel, transforms_for
@@ -25,12 +31,16 @@ from loupe_core.look.magnifier import Magnifier, combine, fit_weight
 from loupe_core.look.sources import mask_of, source_of
 from loupe_core.samples import Sample
 from loupe_core.sites import eval_mode
+from loupe_lab.birds.fieldguide import draw
 from loupe_lab.evidence.results import pack_right, pack_shares
 
 BATCH = 8  # what a processor keeps close at hand: larger ones take twice as long
 SHARES = (0.1, 0.2, 0.4)  # of the cells
 SCALES = (1.25, 2 ** 0.5, 1.75)  # of the input's side; the second has the cost of two looks
 SIDES = (0.5, 0.7, 0.85)  # of a crop, as a fraction of the shorter side
+# Drawn birds by the area of their box, as a fraction of the picture; the network has learned from the second kind.
+DRAWN = {"small drawn birds": (0.03, 0.06), "drawn birds": (0.15, 0.60)}
+DRAWN_SIDE, DRAWN_EACH = 224, {"val": 3, "test": 15}  # pixels; birds per species
 
 
 @dataclass
@@ -92,9 +102,15 @@ def mirrored(model: LoupeModel, split: Split, setting: None) -> Second:
 
 def enlarged(model: LoupeModel, split: Split, scale: float) -> Second:
     """At the whole photograph again, in a larger input: with the scale of 1.41 it costs two passes."""
-    side = round(scale * model.img_size[0] / 16) * 16
+    step = 28 if isinstance(model.backbone, SwinTransformer) else 16  # 28: whole windows of 7 patches of 4 pixels
+    side, wide = round(scale * model.img_size[0] / step) * step, model
+    if isinstance(model.backbone, SwinTransformer):
+        wide = deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm warns that the windows of the last stages are cut to their size
+            wide.backbone.set_input_size(img_size=(side, side), window_size=(7, 7))
     transform = transforms_for(model.data_config | dict(input_size=(side, side)), train=False)
-    return Second(passes_of(model, split, lambda sample: transform(sample.image)[0]), (side / model.img_size[0]) ** 2)
+    return Second(passes_of(wide, split, lambda sample: transform(sample.image)[0]), (side / model.img_size[0]) ** 2)
 
 
 def five_crops(model: LoupeModel, split: Split, side: float) -> Second:
@@ -163,10 +179,23 @@ LOOKS: dict[str, tuple[Callable, dict]] = {
 }
 
 
+@lru_cache
+def drawn(name: str, split: str) -> list[Sample]:
+    """Drawn birds of the small profile's species, in pictures of four times the pixels that the network sees."""
+    count = DRAWN_EACH[split]
+    birds = [(label, draw(species.attributes, (15, int(split == "test"), label, k), DRAWN_SIDE, area=DRAWN[name],
+                          weather=1.0)) for label, species in enumerate(SMALL) for k in range(count)]
+    return [Sample(Image.fromarray(bird.image), label, torch.tensor(bird.parts), torch.tensor(bird.box), None, "", i)
+            for i, (label, bird) in enumerate(birds)]
+
+
 @lru_cache(maxsize=1)  # the rows of a training follow one another
 def opened(photographs: str, backbone: str, pixels: int, arm: str, seed: int) -> tuple[LoupeModel, dict[str, Split]]:
     """A recorded training's model, and its first look at the validation and the test photographs."""
-    model, split_of = kept(photographs, backbone, pixels, arm, seed)[0], sets(photographs, arm, seed=seed)
+    if photographs in DRAWN:
+        model, split_of = trained(arm, seed)[0].cpu(), lambda split: drawn(photographs, split)
+    else:
+        model, split_of = kept(photographs, backbone, pixels, arm, seed)[0], sets(photographs, arm, seed=seed)
     model = model.to(memory_format=torch.channels_last)  # half the time of a CPU, the same numbers but for rounding
     transform, found = transforms_for(model.data_config, train=False), {}
     for name in ("val", "test"):
@@ -188,7 +217,8 @@ def second_look(photographs: str, backbone: str, pixels: int, arm: str, look: st
     """One second look with the weights of one recorded training.
 
     Args:
-        photographs, backbone, pixels, arm, seed: Of the training, see `grids_photographs.photograph`.
+        photographs, backbone, pixels, arm, seed: Of the training, see `grids_photographs.photograph`; or a key of
+            `DRAWN`, with swin_micro.
         look: A key of `LOOKS`; "none" is the first look alone.
 
     Returns:
@@ -297,5 +327,8 @@ GRIDS = {
             *looks("residual, fast", [*FIRST, "norm", "centre", "two random crops"], 3, name, pixels=pixels),
             *looks("bare", ["none", *NORM, *CONTROLS], 3, name, pixels=pixels)]),
     ]),
+    "second_look_drawn": (second_look, [row for name in DRAWN for row in [
+        *looks("loupe", [*FIRST, *NORM, "grad_cam", "centre", "two random crops", "box"], 5, name, "swin_micro", 112),
+        *looks("bare", ["none", *NORM, "mirror", "larger", "box"], 5, name, "swin_micro", 112)]]),
 }
-RECORDING = {"second_look_crops", "second_look_others"}
+RECORDING = {"second_look_crops", "second_look_others", "second_look_drawn"}
