@@ -123,6 +123,7 @@ def pages() -> None:
             page.goto(f"{address}{file}.html", wait_until="load")
             page.locator(element).first.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 70)")
             page.wait_for_timeout(5000)  # explorer and lab start when they become visible
+            page.wait_for_function("!document.body.innerText.includes('Loading the network')", timeout=180_000)
             png = io.BytesIO(page.screenshot())
             Image.open(png).convert("RGB").resize((960, 645)).save(OUT / f"{name}.webp", quality=85, method=6)
             page.close()
