@@ -1,6 +1,7 @@
 """What a page shows otherwise than its notebook: numbered captions, no marks."""
 
 import re
+from types import SimpleNamespace
 
 import as_shown
 import build_book
@@ -59,3 +60,16 @@ def test_a_number_that_differs_ends_the_build(tmp_path):
     nbformat.write(new_notebook(cells=cells), source / "03_a.ipynb")
     with pytest.raises(build_book.BuildError, match="^03_a: 15<!-- table: sigmoid --> says 15, and the line"):
         build_book.build_pages(source)
+
+
+def test_on_a_readers_machine_a_number_that_differs_is_told_and_the_pages_are_built(tmp_path, monkeypatch, capsys):
+    source, built = tmp_path / "_build" / "source", []
+    source.mkdir(parents=True)
+    cells = [new_markdown_cell("15<!-- table: sigmoid --> zeros"), new_code_cell(id="table", outputs=[tabled()])]
+    nbformat.write(new_notebook(cells=cells), source / "03_a.ipynb")
+    (source / "status.md").write_text("<!-- status -->\n<!-- /status -->\n")
+    monkeypatch.setattr(build_book, "configuration", lambda source: {})
+    monkeypatch.setattr(build_book, "mend", built.append)
+    monkeypatch.setattr(build_book.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
+    assert build_book.build_pages(source, [("03_a", "1", "1")], kept=False) == source.with_name("html") == built[0]
+    assert "other on this machine than in the text: 03_a: 15<!-- table: sigmoid --> says 15" in capsys.readouterr().out
