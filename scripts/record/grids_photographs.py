@@ -214,6 +214,9 @@ def rows(photographs: str, arms: list[str], seeds: int, backbone: str = "lite0",
 
 CROPS = ["residual, on its crops, fast", "bare, on its crops", "bare, on random crops"]
 GATES = ["residual, fast", "residual, constant, fast", "near one, fast", "multiply, fast"]
+# Set -> arms of its own. The pairs that second looks need, bare and residual, are recorded first.
+OTHERS = {"heliconius": ["oracle wings", "oracle crop to the wings", "residual, lambda 0, fast"], "flowers17": [],
+          "brain_mri": []}
 GRIDS = {
     "cub10_lite0": (photograph, [
         *rows("cub10", ["bare", "residual", "residual, constant", "near one", "multiply", "oracle box", "oracle crop"],
@@ -226,11 +229,9 @@ GRIDS = {
     "cub10_vit_s": (photograph, rows("cub10", [
         "bare", "multiply, fast", "residual, fast", "oracle box", "oracle crop", "oracle box, 0 outside",
         "multiply, stage1, fast", "multiply, stage3, fast"], 3, "vit_s")),
-    "other_photographs": (photograph, [row for name, more in (
-        ("heliconius", ["oracle wings", "oracle crop to the wings", "residual, lambda 0, fast"]), ("flowers17", []),
-        ("brain_mri", [])) for row in rows(
-            name, ["bare", "residual, fast", "residual, constant, fast", "multiply, fast", *more], 3,
-            pixels=PIXELS["lite0"] if name == "heliconius" else 160, images=FEWER[name])]),
+    "other_photographs": (photograph, [row for first in (True, False) for name, more in OTHERS.items() for row in rows(
+        name, ["bare", "residual, fast"] if first else ["residual, constant, fast", "multiply, fast", *more], 3,
+        pixels=PIXELS["lite0"] if name == "heliconius" else 160, images=FEWER[name])]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
         "cub10", ["bare", "residual, fast", "residual, lambda 0, fast"], 5, images=images)]),
     "cub10_crops": (photograph, rows("cub10", CROPS, 5)),
