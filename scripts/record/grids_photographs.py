@@ -40,7 +40,7 @@ from loupe_lab.evidence.results import pack_right
 from loupe_lab.paper.arms import ARMS
 
 # grids whose rows are not all there yet
-RECORDING = {"cub10_lite0", "cub10_few", "other_photographs"}
+RECORDING = {"cub10_few", "other_photographs"}
 
 BACKBONES = {"lite0": lambda pixels: lite0(), "vit_s": vit_s}
 PIXELS = {"lite0": 192, "vit_s": 112}  # a side: the largest with which a run on cub10 takes three minutes on one core
