@@ -122,7 +122,7 @@ def steps_of(name: str, recipe: Recipe, reading: int) -> list[dict]:
                              step="before" if before else "now", **launches, all=round(sum(launches.values())),
                              dispatched=sum(counts.dispatched[phase] for phase in PHASES[:-1]), waits=waits,
                              gflops=round(sum(counts.flops.values()) / 1e9), megabytes=round(
-                                 sum(counts.moved.values()) / 1e6)))
+                                 sum(counts.traffic.values()) / 1e6)))
     return rows
 
 

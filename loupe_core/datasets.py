@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from loupe_core.errors import LoupeError, printable
-from loupe_core.files.cuts import cut_by_name, cut_by_position
+from loupe_core.files.cuts import check_fractions, cut_by_name, cut_by_position
 from loupe_core.files.download import find_cub
 from loupe_core.files.folders import same_content, size_of, survey
 from loupe_core.files.images import open_image
@@ -52,9 +52,7 @@ class _Photographs(Dataset):
             raise LoupeError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}, all")
         if not 0 <= seed < 2**32:
             raise LoupeError(f"seed: found {seed}, expected a whole number from 0 to 2**32 - 1")
-        for name, value in fractions.items():
-            if not 0 <= value < 1:
-                raise LoupeError(f"{name}: found {value}, expected a fraction in [0, 1), such as 0.1")
+        check_fractions(fractions)
         self.cut = dict(seed=seed, **fractions)
         self.transform = transform
         self._cache = PixelCache() if cache else None
@@ -288,5 +286,6 @@ def open_set(root: str | Path, split: str = "train", **options: Any) -> CUB200 |
     own = options.get("labels") is not None or known_set(root) is not None
     lists = not own and (find_cub(root) or (Path(root) / "classes.txt").is_file())
     if lists:  # its test split is given, and so are its labels
+        check_fractions({name: value for name, value in options.items() if name == "test_fraction"})
         options = {name: value for name, value in options.items() if name not in ("test_fraction", "labels")}
     return (CUB200 if lists else PhotoFolder)(root, split, **options)

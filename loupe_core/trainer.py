@@ -290,6 +290,9 @@ class Trainer:
 
     # --- what another training may replace ---------------------------------------------------------------------
 
+    def before_keeping(self, row: dict) -> None:
+        """Called with every epoch's row before the epoch is kept (`on_epoch_end`: after); here it does nothing."""
+
     def _bytes(self, data: Dataset) -> Dataset:
         return in_bytes(data, self.model) if self._on_card else data
 
@@ -337,6 +340,7 @@ class Trainer:
 
     def _end_epoch(self, model, schedule: LRScheduler, average: ModelEmaV3 | None, row: dict) -> None:
         now, r, plain = self._now, self.recipe, self.accelerator.unwrap_model(model)
+        self.before_keeping(row)
         self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=row["epoch"])
         better = now.add(row, plain, r)
         if self.folder is None:

@@ -128,7 +128,10 @@ def test_evaluate_never_sees_an_image_that_another_training_seed_has_trained_on(
         for k in range(10):
             Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "own" / name / f"{k}.png")
 
+    calls = []
+
     def recording(root, split="train", **options):
+        calls.append(split)
         data = open_set(root, split, **options)
         opened[split] = set(data.paths)
         opened["val"] = set(data.with_split("val").paths)
@@ -137,6 +140,7 @@ def test_evaluate_never_sees_an_image_that_another_training_seed_has_trained_on(
     monkeypatch.setattr(cli, "open_set", recording)
     out = tmp_path / "run"
     assert main(["train", str(tmp_path / "own"), "--out", str(out), *SMALL, "--seed", "3"]) == 0
+    assert calls == ["train"]  # once: the other split is cut from it
     assert main(["evaluate", str(tmp_path / "own"), "--checkpoint", str(out / "best")]) == 0
     assert opened["test"] and not opened["test"] & (opened["train"] | opened["val"])
 
@@ -242,6 +246,7 @@ def test_wrong_recipe_value(capsys, birds, tmp_path):
     (["--seed", "-1"], "seed=-1; expected a whole number of 0 or more and below 4294967296"),
     (["--epochs", "0"], "epochs=0; expected 1 or more, or head='probe'"),
     (["--val-fraction", "1"], "val_fraction: found 1.0, expected a fraction in [0, 1)"),
+    (["--test-fraction", "nan"], "test_fraction: found nan, expected a fraction in [0, 1)"),
     (["--label-smoothing", "1"], "label_smoothing=1.0; expected a finite number of 0 or more and below 1"),
     (["--crop-min", "1.5"], "crop_min=1.5; expected a finite number above 0 and of at most 1"),
     (["--workers", "-2"], "workers=-2; expected a whole number of -1 or more"),

@@ -70,7 +70,7 @@ def test_fake_tensors_launch_what_real_ones_do(optimizer):
         learner.step()
     for phase in ("forward", "backward", "optimizer"):
         assert fake.launches[phase] == real.launches[phase] > 50, phase
-        assert fake.moved[phase] == real.moved[phase] > 1e6, phase
+        assert fake.traffic[phase] == real.traffic[phase] > 1e6, phase
     assert fake.flops["forward"] == flops.get_total_flops() > 1e6
 
 
@@ -80,7 +80,7 @@ def test_lion_in_few_kernels_and_mixed_precision_are_counted():
     learning = sum(1 for _ in model.parameters())
     assert plain.launches["optimizer"] == 8 * learning and few.launches["optimizer"] < 30
     assert few.launches["forward"] == plain.launches["forward"] < mixed.launches["forward"]
-    assert few.flops == plain.flops == mixed.flops and few.moved["forward"] > mixed.moved["forward"]
+    assert few.flops == plain.flops == mixed.flops and few.traffic["forward"] > mixed.traffic["forward"]
     assert count_step(model, Recipe(batch_size=32)).flops["forward"] == 2 * few.flops["forward"]
     assert count_step(model, Recipe(batch_size=32)).launches == few.launches
 

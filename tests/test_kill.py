@@ -142,7 +142,7 @@ def test_a_signal_in_the_middle_of_a_write_waits_until_the_state_is_whole(tmp_pa
 
 
 def command(folder: str, connection) -> None:
-    """``loupe train`` in a process of its own; sends "begun" when the first epoch is kept, and then its exit code."""
+    """`loupe train` in a process of its own; sends "begun" when the first epoch is kept, and then its exit code."""
     torch.set_num_threads(1)
     real = Trainer._end_epoch
 

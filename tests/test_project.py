@@ -121,6 +121,16 @@ def test_code_in_docstrings_stands_in_single_backticks(name):
     assert "``" not in FILES[name].read_text()
 
 
+def test_what_extends_the_trainer_replaces_public_methods_alone():
+    found = []
+    for folder in (*PACKAGES, "scripts", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and "Trainer" in map(ast.unparse, node.bases):
+                    found += [f"{path.name}: {part.name}" for part in node.body if isinstance(part, ast.FunctionDef)]
+    assert found and [name for name in found if ": _" in name and ": __init__" not in name] == []
+
+
 def test_environment_yml_adds_nothing_to_pyproject():
     python, pip, packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert python == "python" + PYPROJECT["project"]["requires-python"]

@@ -17,6 +17,7 @@ from loupe_lab.evidence.results import pack_right, unpack_right
 from loupe_lab.evidence.statistics import (
     Components,
     Difference,
+    auc,
     components,
     crossed,
     holm,
@@ -292,3 +293,12 @@ def test_which_images_are_right_survives_the_trip_through_a_cell():
     right = np.random.default_rng(0).random(43) < 0.5
     assert (unpack_right({"right": pack_right(right)}, 43) == right).all()
     assert pack_right([True] + 7 * [False] + [True, True]) == "80c0"
+
+
+def test_the_area_under_the_roc_curve_is_the_fraction_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, (7, 7)), rng.random((7, 7)) < 0.3
+    difference = scores[labels][:, None] - scores[~labels]
+    assert auc(scores, labels) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean(), abs=1e-12)
+    assert auc(np.ones((7, 7)), labels) == 0.5
+    assert np.isnan(auc(scores, np.ones((7, 7), bool)))

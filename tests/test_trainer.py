@@ -412,8 +412,13 @@ def test_on_epoch_end_sees_every_row_and_can_end_the_training(tmp_path):
         assert (tmp_path / "states" / f"epoch-{row['epoch']:04d}").is_dir()  # it is kept already
         return row["epoch"] == 2
 
-    trainer = Trainer(tiny_model(), Recipe(**RECIPE), tmp_path, progress=False)
-    assert trainer.fit(TRAIN, VAL, on_epoch_end=second) == seen == trainer.history and len(seen) == 2
+    def before(row):
+        assert not (tmp_path / "states" / f"epoch-{row['epoch']:04d}").exists()
+        earlier.append(row)
+
+    earlier, trainer = [], Trainer(tiny_model(), Recipe(**RECIPE), tmp_path, progress=False)
+    trainer.before_keeping = before
+    assert trainer.fit(TRAIN, VAL, on_epoch_end=second) == seen == trainer.history == earlier and len(seen) == 2
     assert len(trainer.fit(TRAIN, VAL, resume=True)) == 4
 
 

@@ -5,6 +5,15 @@ import zlib
 
 import numpy as np
 
+from loupe_core.errors import LoupeError
+
+
+def check_fractions(fractions: dict[str, float]) -> None:
+    """Raises LoupeError where one of these, by their names, is not in [0, 1)."""
+    for name, value in fractions.items():
+        if not 0 <= value < 1:
+            raise LoupeError(f"{name}: found {value}, expected a fraction in [0, 1), such as 0.1")
+
 
 def cut_by_position(labels: np.ndarray, class_names: list[str], fraction: float, seed: int, purpose: str) -> np.ndarray:
     """Chooses a fraction of each class's images, by their positions: bool (N,). Label -1 is never chosen."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from loupe_core.errors import LoupeError
+from loupe_core.errors import LoupeError, one_line
 
 # Of Pillow's readers only these: others hand a file to another program (EPS to Ghostscript), whatever it is called.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -48,8 +48,7 @@ def open_image(path: str | Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         found = f"an image above {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller before use"
     except Exception as error:  # a decoder may raise anything on broken bytes
-        reason = " ".join(str(error).split())
-        found = f"a broken or unusual image ({reason}); copy or convert it again"
+        found = f"a broken or unusual image ({one_line(error)}); copy or convert it again"
     raise LoupeError(f"{path}: found {found}")
 
 

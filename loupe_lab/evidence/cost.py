@@ -77,7 +77,7 @@ class Counts:
     """What one training step asks for, by phase.
 
     launches, dispatched (with views, which take the processor's time only), flops (a multiplication and an addition are
-    two) and moved, bytes that kernels read and write, each a `Counter` over `PHASES`; each: phase, flops and bytes of
+    two) and traffic, bytes that kernels read and write, each a `Counter` over `PHASES`; each: phase, flops and bytes of
     every operation that launches; names: launches by operation; batch_size: images; precision: as in `Recipe`.
     """
 
@@ -86,7 +86,7 @@ class Counts:
     launches: Counter = field(default_factory=Counter)
     dispatched: Counter = field(default_factory=Counter)
     flops: Counter = field(default_factory=Counter)
-    moved: Counter = field(default_factory=Counter)
+    traffic: Counter = field(default_factory=Counter)
     each: list[tuple[str, int, int]] = field(default_factory=list)
     names: Counter = field(default_factory=Counter)
 
@@ -106,14 +106,14 @@ class Counting(TorchDispatchMode):
         c.dispatched[self.phase] += 1
         if launches := launches_of(function, args):
             used = [t for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t)]
-            moved = sum(t.numel() * t.element_size() for t in used)
+            traffic = sum(t.numel() * t.element_size() for t in used)
             count = flop_registry.get(function._overloadpacket)
             flops = count(*args, **kwargs, out_val=out) if count else 0
             c.launches[self.phase] += launches
             c.flops[self.phase] += flops
-            c.moved[self.phase] += moved
+            c.traffic[self.phase] += traffic
             c.names[str(function._overloadpacket)] += launches
-            c.each.append((self.phase, flops, moved))
+            c.each.append((self.phase, flops, traffic))
         return out
 
 
@@ -194,8 +194,8 @@ def parts_of_step(counts: Counts, card: Card, given: Assumptions | None = None, 
     launches, dispatched = (sum(part[phase] for phase in phases) for part in (counts.launches, counts.dispatched))
     host = launches * given.launch + max(dispatched - launches, 0) * given.view
     peak = card.peaks[counts.precision] * (given.plain if counts.precision == "no" else given.utilisation)
-    device = sum(max(times * flops / peak, times * moved / (card.bandwidth * given.reached))
-                 for phase, flops, moved in counts.each if phase in phases)
+    device = sum(max(times * flops / peak, times * traffic / (card.bandwidth * given.reached))
+                 for phase, flops, traffic in counts.each if phase in phases)
     return host, device
 
 

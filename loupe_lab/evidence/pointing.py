@@ -9,10 +9,10 @@ import math
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from loupe_core.heatmap import mask_to_original, peaks
 from loupe_lab.evidence.scorecard import REACH, Scene, on_object, peak_on
+from loupe_lab.evidence.statistics import auc
 
 POINTING = ("peak", "share", "rank", "near")
 
@@ -46,11 +46,7 @@ def feature_norm(features: torch.Tensor) -> torch.Tensor:
 
 def _pointing(map_, scene) -> dict[str, float]:
     on = on_object(scene.object, scene.sample.geometry, map_.shape).astype(bool)
-    rank = math.nan
-    if on.any() and not on.all():
-        ranks, n = rankdata(map_), on.sum()  # ties get their mean rank
-        rank = (ranks.reshape(map_.shape)[on].sum() - n * (n + 1) / 2) / (n * (map_.size - n))
-    return dict(peak=peak_on(map_, scene.sample.geometry, scene.object), share=_share(map_, scene), rank=rank,
+    return dict(peak=peak_on(map_, scene.sample.geometry, scene.object), share=_share(map_, scene), rank=auc(map_, on),
                 near=_near(map_, scene))
 
 

@@ -247,3 +247,17 @@ def proportion(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's confidence interval (low, high) for the fraction `hits / n`."""
     found = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
     return float(found.low), float(found.high)
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve: the probability that one of the labelled scores is above one of the others, drawn at
+    random, ties counting half. nan where all have the same label.
+
+    Args:
+        scores, labels: of the same shape; `labels` is True or 1 for those that should be high.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels, bool)
+    if labels.all() or not labels.any():
+        return math.nan
+    above = stats.mannwhitneyu(scores[labels], scores[~labels], method="asymptotic").statistic
+    return float(above / (labels.sum() * (~labels).sum()))

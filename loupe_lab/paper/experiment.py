@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
-from torch.optim.lr_scheduler import LRScheduler
 
 from loupe_core.datasets import CUB200
 from loupe_core.errors import LoupeError
@@ -189,9 +187,9 @@ class _Watched(Trainer):
 
     look: Callable[[dict], None]
 
-    def _end_epoch(self, model: LoupeModel, schedule: LRScheduler, average: ModelEmaV3 | None, row: dict) -> None:
+    def before_keeping(self, row: dict) -> None:
+        """Shows the row to `look`."""
         self.look(row)
-        super()._end_epoch(model, schedule, average, row)
 
 
 def _by_test_accuracy(trainer: _Watched, sets: Callable[[str], CUB200],

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
-from scipy.stats import mannwhitneyu, rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch.utils.data import Dataset
 
@@ -23,6 +23,7 @@ from loupe_core.samples import Sample
 from loupe_core.start.devices import device_of
 from loupe_lab.evidence.masks import border_ring
 from loupe_lab.evidence.results import pack_right
+from loupe_lab.evidence.statistics import auc
 
 RECORDING = {"solar_lite0"}  # grids whose rows are not all there yet
 
@@ -94,18 +95,6 @@ class Cells(Dataset):
     def __getitem__(self, i: int) -> Sample:
         image, geometry = self.transform(Image.fromarray(self.images[i]).convert("RGB"))
         return Sample(image, int(self.labels[i]), None, None, geometry, "", int(self.image_ids[i]))
-
-
-def auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the probability that a defective cell scores above a sound one, ties counting half.
-
-    nan where all cells have the same label.
-    """
-    scores, labels = np.asarray(scores), np.asarray(labels, bool)
-    if labels.all() or not labels.any():
-        return float("nan")
-    U = mannwhitneyu(scores[labels], scores[~labels], method="asymptotic").statistic
-    return float(U / (labels.sum() * (~labels).sum()))
 
 
 def within_blocks(scores: ArrayLike, labels: ArrayLike, block: ArrayLike) -> float:

@@ -87,8 +87,8 @@ def draw_set(count: int, first_seed: int, area: tuple[float, float], workers: in
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         jobs = ((first_seed + i, area, known[i % species] if known else None) for i in range(count))
         images, boxes, values = zip(*pool.map(_draw_one, jobs, chunksize=64))
-    answers = torch.arange(count)[:, None] % species if labels == "species" else torch.tensor(values)
-    return torch.from_numpy(np.stack(images)), torch.tensor(np.stack(boxes), dtype=torch.float32), answers
+    wanted = torch.arange(count)[:, None] % species if labels == "species" else torch.tensor(values)
+    return torch.from_numpy(np.stack(images)), torch.tensor(np.stack(boxes), dtype=torch.float32), wanted
 
 
 def zoom(x: torch.Tensor, boxes: torch.Tensor, low: float = 0.95, high: float = 1.6) -> torch.Tensor:
@@ -174,7 +174,7 @@ def pretrain(out: Path | None = None, labels: str = "attributes", species: int |
     settings = dict(labels=labels, species=species, birds=birds, epochs=epochs, batch_size=batch_size, lr=lr,
                     matrix_lr=matrix_lr, seed=seed, weight_decay=weight_decay)
     torch.manual_seed(seed)
-    images, boxes, answers = draw_set(birds, 10_000_000 * (seed + 1), (0.15, 0.75), workers, labels, species)
+    images, boxes, wanted = draw_set(birds, 10_000_000 * (seed + 1), (0.15, 0.75), workers, labels, species)
     held_out = draw_set(min(2_000, birds), 10_000_000 * (seed + 1) + 5_000_000, (0.15, 0.60), workers, labels, species)
     model = Reader(questions(labels, species))
     optimizers = _optimizers(model, lr, matrix_lr, weight_decay)
@@ -195,7 +195,7 @@ def pretrain(out: Path | None = None, labels: str = "attributes", species: int |
         for index in torch.randperm(birds)[:birds // batch_size * batch_size].split(batch_size):
             with autocast:
                 logits = model(zoom(_to_input(images[index]), boxes[index]))
-            loss = sum(F.cross_entropy(z, answers[index, k]) for k, z in enumerate(logits))
+            loss = sum(F.cross_entropy(z, wanted[index, k]) for k, z in enumerate(logits))
             if not torch.isfinite(loss):
                 raise LoupeError(f"pretraining: the loss is {loss.item()} in epoch {epoch}; expected a finite number: "
                                  "lower --lr or --matrix-lr")
