@@ -52,7 +52,7 @@ class Epoch:
         self.birds = torch.utils.data.Subset(self.birds, range(batch * steps))
         self.batch, self.images, self.marks = batch, batch * (steps - 1), []
 
-    def mark(self, *_, **__) -> None:
+    def mark(self, *_: object, **__: object) -> None:
         """To be called at the end of each step."""
         if DEVICE == "cuda":
             torch.cuda.synchronize()

@@ -106,9 +106,12 @@ def public_functions(tree: ast.Module):
             yield node
 
 
-@pytest.mark.parametrize("name", FILES)
+SCRIPTS = {path.stem: path for folder in ("scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+@pytest.mark.parametrize("name", [*FILES, *SCRIPTS])
 def test_public_functions_state_their_types(name):
-    for node in public_functions(ast.parse(FILES[name].read_text())):
+    for node in public_functions(ast.parse((FILES | SCRIPTS)[name].read_text())):
         a = node.args
         arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
         bare = [arg.arg for arg in arguments if arg.annotation is None and arg.arg not in ("self", "cls")]

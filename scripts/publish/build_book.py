@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from ast import literal_eval
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
@@ -79,7 +80,7 @@ def chapters() -> list[str]:
 
 
 @contextmanager
-def peak_memory():
+def peak_memory() -> Iterator[Callable[[], float]]:
     """Yields a function that returns the peak resident memory, in MB, of all child processes together.
 
     Sampled five times per second; memory shared by two processes counts twice.

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from loupe_core import LoupeModel
@@ -91,10 +92,10 @@ class Pose:
         self.corner = (SIZE - self.scale * (high + low)) / 2
         self.name = "looking back" if birds[0].look_back < 0 else f"facing {'right' if side > 0 else 'left'}"
 
-    def bird(self, **attributes) -> Bird:
+    def bird(self, **attributes: str) -> Bird:
         return Bird(SPECIES[0].attributes | attributes, np.random.default_rng(self.seed))
 
-    def pixels(self, points) -> np.ndarray:
+    def pixels(self, points: ArrayLike) -> np.ndarray:
         return np.asarray(points) * (self.side, 1) * self.scale + self.corner
 
     def layers(self, paths: dict) -> dict:

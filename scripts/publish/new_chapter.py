@@ -24,7 +24,7 @@ def markdown(id: str, text: str) -> nbformat.NotebookNode:
     return new_markdown_cell(text, id=id)
 
 
-def code(id: str, text: str, **metadata) -> nbformat.NotebookNode:
+def code(id: str, text: str, **metadata: list[str]) -> nbformat.NotebookNode:
     return new_code_cell(text, id=id, metadata=metadata)
 
 

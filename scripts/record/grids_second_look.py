@@ -158,7 +158,7 @@ def with_mask(model: LoupeModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return torch.cat(logits), torch.cat(maps)
 
 
-def shares(**options) -> dict[str, Rule]:
+def shares(**options: str) -> dict[str, Rule]:
     return {f"{share:g}": Rule(share=share, **options) for share in SHARES}
 
 
