@@ -48,7 +48,7 @@ EPOCHS = {"": 8, 60: 8, 20: 8, 10: 16, 5: 32}  # by training photographs per cla
 # Of the larger sets a training takes so many photographs per class: about as many in all as of cub10.
 FEWER = {"heliconius": 20, "flowers17": 20, "brain_mri": 60}
 KEEP = {"cub10": {"lite0": range(5), "vit_s": range(3)}, "heliconius": {"lite0": range(3)},
-        "flowers17": {"lite0": range(3)}}  # seeds of kept weights
+        "flowers17": {"lite0": range(5)}}  # seeds of kept weights
 
 # An arm changes the model (`model`), its mask (`control`; `bias` of the last convolution; `mask`: region, and value
 # outside), the recipe, or the photographs (`cut`; `shown`: the rule by which a training also shows parts of them).
@@ -217,6 +217,8 @@ GATES = ["residual, fast", "residual, constant, fast", "near one, fast", "multip
 # Set -> arms of its own. The pairs that second looks need, bare and residual, are recorded first.
 OTHERS = {"heliconius": ["oracle wings", "oracle crop to the wings", "residual, lambda 0, fast"], "flowers17": [],
           "brain_mri": []}
+PAIR = ["bare", "residual, fast"]
+FIVE = {"flowers17": 5}  # seeds of the pair: on the first three a second look won, and a gain needs five
 GRIDS = {
     "cub10_lite0": (photograph, [
         *rows("cub10", ["bare", "residual", "residual, constant", "near one", "multiply", "oracle box", "oracle crop"],
@@ -230,7 +232,8 @@ GRIDS = {
         "bare", "multiply, fast", "residual, fast", "oracle box", "oracle crop", "oracle box, 0 outside",
         "multiply, stage1, fast", "multiply, stage3, fast"], 3, "vit_s")),
     "other_photographs": (photograph, [row for first in (True, False) for name, more in OTHERS.items() for row in rows(
-        name, ["bare", "residual, fast"] if first else ["residual, constant, fast", "multiply, fast", *more], 3,
+        name, PAIR if first else ["residual, constant, fast", "multiply, fast", *more],
+        FIVE.get(name, 3) if first else 3,
         pixels=PIXELS["lite0"] if name == "heliconius" else 160, images=FEWER[name])]),
     "cub10_few": (photograph, [row for images in (5, 10) for row in rows(
         "cub10", ["bare", "residual, fast", "residual, lambda 0, fast"], 5, images=images)]),

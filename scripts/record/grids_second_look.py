@@ -323,9 +323,9 @@ GRIDS = {
     "second_look_others": (second_look, [
         *looks("residual, fast", [*FIRST[:4], "norm", "rollout", "box"], 3, backbone="vit_s"),
         *looks("bare", ["none", "norm", "rollout", "saliency", "mirror", "box"], 3, backbone="vit_s"),
-        *(row for name, pixels in (("heliconius", None), ("flowers17", 160)) for row in [
-            *looks("residual, fast", [*FIRST, "norm", "centre", "two random crops"], 3, name, pixels=pixels),
-            *looks("bare", ["none", *NORM, *CONTROLS], 3, name, pixels=pixels)]),
+        *(row for name, pixels, seeds in (("heliconius", None, 3), ("flowers17", 160, 5)) for row in [
+            *looks("residual, fast", [*FIRST, "norm", "centre", "two random crops"], seeds, name, pixels=pixels),
+            *looks("bare", ["none", *NORM, *CONTROLS], seeds, name, pixels=pixels)]),
     ]),
     "second_look_drawn": (second_look, [row for name in DRAWN for row in [
         *looks("loupe", [*FIRST, *NORM, "grad_cam", "centre", "two random crops", "box"], 5, name, "swin_micro", 112),
