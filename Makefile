@@ -31,7 +31,7 @@ help:
 	@echo "make fieldguide  write a set of field-guide birds into data/fieldguide"
 	@echo "make weights     pretrain swin_micro again (about an hour on two cores): LABELS=attributes or LABELS=species"
 	@echo "make address     write this repository's address into the book: URL=https://github.com/OWNER/NAME"
-	@echo "make chapter     start a chapter: NAME=14_shadows TITLE='Birds and their shadows'"
+	@echo "make chapter     start a chapter: NAME=20_shadows TITLE='Birds and their shadows'"
 	@echo "make clean       remove the built pages and the caches (.venv and data/ stay)"
 	@echo "Another Python: make book PYTHON=python3.12"
 

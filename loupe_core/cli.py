@@ -2,8 +2,8 @@
 
 A package adds commands by an entry point of the group `loupe.commands`: a function that is handed `command` (see
 `parser`) and the parsers of all commands by their names; `evaluate` calls the functions in its default `then` at its
-end. `loupe_lab` adds explain, predict, audit, fieldguide and `evaluate --report`. Every command says in one line what
-is wrong with its input, and then exits with code 2.
+end. `loupe_lab` adds explain, predict, audit, reproduce, fieldguide and `evaluate --report`. Every command says in one
+line what is wrong with its input, and then exits with code 2.
 """
 
 import argparse

@@ -393,7 +393,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parsers: dict[
     p.add_argument("--rehearse", action="store_true", help="all of it in small, in about a minute: tiny images, a tiny "
                    "Swin, two seeds, in OUT/rehearsal, with --precision, --workers and --compile; its figures "
                    "mean nothing")
-    p.add_argument("--plan", action="store_true", help="only list the runs, and which of them are done")
+    p.add_argument("--plan", action="store_true", help="only list the runs, which of them are done, and the hours that "
+                                                       "the others take")
     p.add_argument("--show", action="store_true", help="only print the table of what is there")
     p.add_argument("--save-every", type=int, default=1, metavar="N", help="keep a state after so many epochs")
     p.add_argument("--no-weights", action="store_true", help="remove a finished run's weights too (350 MB for each "

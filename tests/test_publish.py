@@ -377,7 +377,7 @@ def test_a_new_chapter_keeps_every_promise_from_the_start(tree):
 
 
 @pytest.mark.parametrize("name, title, says", [
-    ("shadows", "Shadows", "is no name of a chapter; expected one such as 14_shadows"),
+    ("shadows", "Shadows", "is no name of a chapter; expected one such as 20_shadows"),
     ("04_shadows", "Shadows", "number 04 is taken by 04_the_loupe.ipynb"),
     ("77_shadows", " ", "no title for 77_shadows"),
 ])

@@ -1,10 +1,10 @@
 """Start a chapter that meets every requirement of the others:
 
-    python scripts/publish/new_chapter.py 14_shadows "Birds and their shadows"
+    python scripts/publish/new_chapter.py 20_shadows "Birds and their shadows"
 
-It writes book/14_shadows.ipynb, with every part that tests/test_chapters.py requires, runs it, and adds it to _toc.yml
+It writes book/20_shadows.ipynb, with every part that tests/test_chapters.py requires, runs it, and adds it to _toc.yml
 after the last chapter with a lower number. Parts to write are marked. To write new outputs while you work:
-`python scripts/publish/build_book.py --in-place 14_shadows`.
+`python scripts/publish/build_book.py --in-place 20_shadows`.
 """
 
 import re
@@ -130,7 +130,7 @@ def start(name: str, title: str) -> None:
         BuildError: a cell fails.
     """
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise LoupeError(f"{name!r} is no name of a chapter; expected one such as 14_shadows")
+        raise LoupeError(f"{name!r} is no name of a chapter; expected one such as 20_shadows")
     if taken := sorted(BOOK.glob(f"{name[:2]}_*.ipynb")):
         raise LoupeError(f"number {name[:2]} is taken by {taken[0].name}; choose another")
     if not title.strip():
@@ -150,7 +150,7 @@ def start(name: str, title: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("new_chapter: expected a name and a title: 14_shadows 'Birds and their shadows'")
+        sys.exit("new_chapter: expected a name and a title: 20_shadows 'Birds and their shadows'")
     try:
         start(*sys.argv[1:])
     except (LoupeError, build_book.BuildError) as error:
