@@ -331,4 +331,3 @@ GRIDS = {
         *looks("loupe", [*FIRST, *NORM, "grad_cam", "centre", "two random crops", "box"], 5, name, "swin_micro", 112),
         *looks("bare", ["none", *NORM, "mirror", "larger", "box"], 5, name, "swin_micro", 112)]]),
 }
-RECORDING = {"second_look_others"}
