@@ -106,7 +106,8 @@ def public_functions(tree: ast.Module):
             yield node
 
 
-SCRIPTS = {path.stem: path for folder in ("scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))}
+SCRIPTS = {str(path.relative_to(ROOT)): path for folder in ("scripts", "benchmarks")
+           for path in sorted((ROOT / folder).rglob("*.py"))}
 
 
 @pytest.mark.parametrize("name", [*FILES, *SCRIPTS])
